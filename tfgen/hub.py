@@ -1,0 +1,288 @@
+"""Where models come from: the package itself, a local folder, or the Hugging Face hub.
+
+`MODELS` is the table of the names tfgen knows; a new model is one entry. Importing this module
+costs no torch, so `tfgen models` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal
+
+from tfgen.errors import InputError, TfgenError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from tfgen.priors.base import Prior
+    from tfgen.tokenizers.base import Tokenizer
+    from tfgen.verifiers.base import Verifier
+
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT_MODEL = "sprites"
+DEFAULT_VERIFIER = "sprites-clip"
+ALSO = {  # what else than a name of MODELS is understood
+    "tokenizer": ["the path of a local folder"],
+    "verifier": ["the path of a local folder", "an open_clip name like ViT-B-32/laion2b_s34b_b79k"],
+}
+PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that tfgen knows by name."""
+
+    role: Literal["tokenizer", "verifier"]
+    about: str
+    licence: str
+    hub_id: str | None = None
+    """Its repository on the Hugging Face hub; None: it is in the package, in `WEIGHTS / name`."""
+
+    parameters: int | None = None
+    supported: bool = True
+
+
+_RESEARCH = "apple-amlr (research only)"
+
+MODELS: dict[str, Model] = {
+    "sprites": Model("tokenizer", "the sprite world", "Apache-2.0"),
+    "sprites-clip": Model("verifier", "CLIP of the sprite world", "Apache-2.0"),
+    "flextok-d12-in1k": Model(
+        "tokenizer",
+        "FlexTok d12-d12, ImageNet-1k",
+        _RESEARCH,
+        hub_id="EPFL-VILAB/flextok_d12_d12_in1k",
+        parameters=341_700_000,
+        supported=False,
+    ),
+    "flextok-d18-in1k": Model(
+        "tokenizer",
+        "FlexTok d18-d18, ImageNet-1k",
+        _RESEARCH,
+        hub_id="EPFL-VILAB/flextok_d18_d18_in1k",
+        parameters=949_700_000,
+        supported=False,
+    ),
+    "flextok-d18-d28-in1k": Model(
+        "tokenizer",
+        "FlexTok d18-d28, ImageNet-1k",
+        _RESEARCH,
+        hub_id="EPFL-VILAB/flextok_d18_d28_in1k",
+        parameters=2_540_900_000,
+        supported=False,
+    ),
+    "flextok-d18-d28-dfn": Model(
+        "tokenizer",
+        "FlexTok d18-d28, DFN",
+        _RESEARCH,
+        hub_id="EPFL-VILAB/flextok_d18_d28_dfn",
+        parameters=2_540_900_000,
+        supported=False,
+    ),
+}
+
+
+def locate(name: str, role: str = "tokenizer") -> Path:
+    """The folder with the weights of `name`: a packaged model of that role, or a local folder.
+
+    Raises InputError for anything else; for an unknown name it tells the nearest and all known.
+    """
+    model = MODELS.get(name)
+    if model is not None and model.role == role:
+        if not model.supported:
+            raise InputError(
+                f"The {role} {name!r} ({model.hub_id} on the Hugging Face hub) is not supported "
+                f"yet in this version of tfgen: use {DEFAULT_MODEL!r}."
+            )
+        if not (WEIGHTS / name).is_dir():
+            raise TfgenError(
+                f"The weights of {name!r} are missing in {str(WEIGHTS)!r}: install tfgen again."
+            )
+        return WEIGHTS / name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InputError(f"{name!r} is a file: give the folder that holds the {role}'s files.")
+    if _looks_like_a_path(name):
+        raise InputError(f"There is no folder {name!r} to load a {role} from.")
+    known = [known for known, model in MODELS.items() if model.role == role]
+    raise unknown(role, name, known + ALSO[role])
+
+
+def search_defaults(model: str) -> dict[str, Any]:
+    """What a generation with this model uses where the user says nothing.
+
+    The `search_defaults` of its tokenizer.json: fields of SearchSettings, and `prior` and
+    `verifier` by name.
+    """
+    return dict(read_json(locate(model) / "tokenizer.json").get("search_defaults", {}))
+
+
+def load_tokenizer(name: str, device: torch.device) -> Tokenizer:
+    """The tokenizer of a model, by name or local folder."""
+    folder = locate(name)
+    kind = read_json(folder / "tokenizer.json").get("kind", "sprites")
+    from tfgen.tokenizers import TOKENIZERS
+
+    if kind not in TOKENIZERS:
+        raise unknown(f"kind of tokenizer (asked for by {str(folder)!r})", kind, TOKENIZERS)
+    return resolve_name(TOKENIZERS[kind]).load(folder, device)
+
+
+def load_prior(name: str, model: str, tokenizer: Tokenizer) -> Prior:
+    """A prior by name, for this model and its tokenizer."""
+    from tfgen.priors import PRIORS
+
+    if name not in PRIORS:
+        raise unknown("prior", name, PRIORS)
+    return PRIORS[name].for_tokenizer(tokenizer, locate(model))
+
+
+def load_verifier(name: str, device: torch.device, score: str) -> Verifier:
+    """A verifier by name, local folder, or open_clip name such as `ViT-B-32/laion2b_s34b_b79k`."""
+    is_path = _looks_like_a_path(name) or Path(name).is_dir()
+    is_open_clip = "/" in name and not is_path
+    source = name if is_open_clip else str(locate(name, "verifier"))
+    from tfgen.verifiers import VERIFIERS
+
+    return resolve_name(VERIFIERS["clip"]).load(source, device, score=score)
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError where it is missing, damaged or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{str(path.parent)!r} holds no tfgen model: it has no {path.name}."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is no JSON that can be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{str(path)!r} is no JSON object.")
+    return value
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises InputError on a file that is missing, truncated, damaged or foreign. A pickled
+    checkpoint, which can run code when it is loaded, is refused unread.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no weights file {str(path)!r}.")
+    with path.open("rb") as file:
+        head = file.read(32)
+    if path.suffix.lower() in PICKLE_SUFFIXES or head.startswith((b"PK\x03\x04", b"\x80")):
+        raise InputError(
+            f"{str(path)!r} is a pickled checkpoint, which can run code when it is loaded: "
+            "convert it to safetensors, the only format tfgen reads."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(
+            f"{str(path)!r} is a Git LFS pointer and not the weights: run git lfs pull."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} is truncated, damaged, or no safetensors file ({error}): "
+            "get the file again."
+        ) from error
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
+    """Fill a module with exactly these tensors. Raises InputError where they do not fit.
+
+    source: the file they come from, for the message.
+    """
+    wanted = module.state_dict()
+    faults = [f"{key} is missing" for key in wanted if key not in tensors]
+    faults += [f"{key} is unknown" for key in tensors if key not in wanted]
+    faults += [
+        f"{key} is {list(tensors[key].shape)} instead of {list(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(
+            f"{str(source)!r} holds the weights of another model ({', '.join(faults[:3])}{more}): "
+            "use the files that belong together."
+        )
+    module.load_state_dict(tensors)
+
+
+def list_models() -> list[dict[str, Any]]:
+    """One row a model: those in the package, in the hub's cache, and on the hub by name.
+
+    Keys: name, role, where ("packaged", "cached" or "hub"), bytes (on disk, or None), parameters
+    (or None), licence, hub_id, supported, about. Asks no network.
+    """
+    cached = _cached_repositories()
+    rows = []
+    for name, model in MODELS.items():
+        if model.hub_id is None:
+            size = sum(
+                file.stat().st_size for file in (WEIGHTS / name).rglob("*") if file.is_file()
+            )
+            rows.append(_row(name, model, "packaged", size))
+        elif model.hub_id in cached:
+            rows.append(_row(name, model, "cached", cached.pop(model.hub_id)))
+        else:
+            rows.append(_row(name, model, "hub", None))
+    for hub_id, size in sorted(cached.items()):
+        model = Model("verifier", "an open_clip model", "see its model card", hub_id)
+        rows.append(_row(f"hf-hub:{hub_id}", model, "cached", size))
+    return rows
+
+
+def _row(name: str, model: Model, where: str, size: int | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "role": model.role,
+        "where": where,
+        "bytes": size,
+        "parameters": model.parameters,
+        "licence": model.licence,
+        "hub_id": model.hub_id,
+        "supported": model.supported,
+        "about": model.about,
+    }
+
+
+def _cached_repositories() -> dict[str, int]:
+    """Hub id -> bytes, of the `MODELS` and of any open_clip model in the hub's cache."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.utils import CacheNotFound
+
+    known = {model.hub_id for model in MODELS.values()}
+    try:
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return {}
+    return {
+        repository.repo_id: repository.size_on_disk
+        for repository in repositories
+        if repository.repo_type == "model"
+        and (repository.repo_id in known or _is_open_clip(repository))
+    }
+
+
+def _is_open_clip(repository: Any) -> bool:
+    files = {file.file_name for revision in repository.revisions for file in revision.files}
+    return any(name.startswith("open_clip_") for name in files)

@@ -1,0 +1,345 @@
+"""A tokenizer, a prior, a verifier and a search, wired together: only this file knows all four."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import tfgen
+from tfgen import hub
+from tfgen.errors import InputError, TfgenError, unknown
+from tfgen.image_io import load_png, pixel_hash, save_png, to_image
+from tfgen.priors.base import Prior
+from tfgen.search import Progress, SearchResult, SearchSettings, Step, beam_search
+from tfgen.tokenizers.base import Tokenizer
+from tfgen.verifiers.base import Verifier
+
+DEVICES = ("auto", "cpu", "cuda")
+SCORES = ("contrast", "cosine")
+RECIPE_FORMAT = 1
+
+
+class PromptWarning(UserWarning):
+    """What the verifier says of a prompt, such as words it does not know."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one generation found."""
+
+    image: Image.Image
+    """The picture, at the tokenizer's render size."""
+
+    tokens: list[int]
+    score: float
+    """What the search ranks by: the verifier's score and, with a prior weight, the prior's term."""
+
+    verifier_score: float
+    steps: list[Step]
+    decodes: int
+    seconds: float
+    """Of the search: without loading, and without rendering the final picture."""
+
+    interrupted: bool
+    """Ctrl-C ended the search early; this is the best it had found."""
+
+    settings: SearchSettings
+    recipe: dict[str, Any]
+    """All that is needed to make the picture again; `save` puts it into the PNG."""
+
+    _tokenizer: Tokenizer = field(repr=False)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the picture with its recipe as a PNG. Raises TfgenError if it cannot be written."""
+        return save_png(self.image, path, self.recipe)
+
+    def step_images(self) -> list[Image.Image]:
+        """The best picture of each step, at render size."""
+        return [render(self._tokenizer, step.best_tokens) for step in self.steps]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The models of a generation, loaded once for many prompts."""
+
+    tokenizer: Tokenizer
+    prior: Prior
+    verifier: Verifier
+    model_name: str = ""
+    """The names go into the recipe: those by which `load` finds the models again."""
+
+    verifier_name: str = ""
+    score: str = "contrast"
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Fields of SearchSettings that a search uses where the user says nothing."""
+
+    @classmethod
+    def load(
+        cls,
+        model: str = hub.DEFAULT_MODEL,
+        *,
+        verifier: str | None = None,
+        prior: str | None = None,
+        device: str = "auto",
+        score: str = "contrast",
+    ) -> Pipeline:
+        """Load models by name or local folder.
+
+        verifier, prior: None means those that go with the model. verifier may also be an open_clip
+        name such as "ViT-B-32/laion2b_s34b_b79k". device: "auto" (CUDA where there is one), "cpu",
+        "cuda". score: "contrast" ranks by the log-softmax of the similarity to the prompt against
+        contrast captions, "cosine" by the bare similarity. Raises InputError on an unknown or
+        unusable model.
+        """
+        place = find_device(device)
+        if score not in SCORES:
+            raise unknown("score", score, SCORES)
+        defaults = hub.search_defaults(model)
+        usual_prior = defaults.pop("prior", "uniform")
+        usual_verifier = defaults.pop("verifier", hub.DEFAULT_VERIFIER)
+        tokenizer = hub.load_tokenizer(model, place)
+        return cls(
+            tokenizer,
+            hub.load_prior(prior or usual_prior, model, tokenizer),
+            hub.load_verifier(verifier or usual_verifier, place, score),
+            model,
+            verifier or usual_verifier,
+            score,
+            defaults,
+        )
+
+    def settings(self, **search: Any) -> SearchSettings:
+        """The settings of a search: what is given and not None, else the model's defaults.
+
+        Raises InputError on a value outside its range or a setting that does not exist.
+        """
+        known = [field.name for field in fields(SearchSettings)]
+        for name in (*self.defaults, *search):
+            if name not in known:
+                raise unknown("search setting", name, known)
+        given = {name: value for name, value in search.items() if value is not None}
+        return SearchSettings(**{**self.defaults, **given})
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative: Sequence[str] = (),
+        seed: int = 0,
+        callback: Callable[[Step], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        **search: Any,
+    ) -> Result:
+        """Search for the tokens whose picture fits the prompt best.
+
+        negative: captions that the picture must not fit; they join the contrast captions.
+        seed: same seed, same tokens. callback is called after each step, progress after each batch.
+        search: fields of SearchSettings (beam, candidates, tokens, schedule, prior_strength,
+        prior_weight, typicality, budget, batch_size, ...); those left out, or None, take the
+        model's defaults.
+
+        Ctrl-C ends the search with the best so far. Warns (PromptWarning) of what the verifier does
+        not know; raises InputError on a prompt or a setting it cannot use, TfgenError on a failure.
+        """
+        check_prompt(prompt, negative, self.score)
+        settings = self.settings(**search)
+        target = self.verifier.prepare(prompt, tuple(negative))
+        for sentence in self.verifier.warnings(prompt):
+            warnings.warn(sentence, PromptWarning, stacklevel=2)
+        try:
+            found = beam_search(
+                target,
+                self.tokenizer,
+                self.prior,
+                self.verifier,
+                settings,
+                seed,
+                callback=callback,
+                progress=progress,
+            )
+            image = render(self.tokenizer, found.tokens)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise TfgenError(
+                f"Out of memory on {self.tokenizer.device}: "
+                "use a smaller --beam or --batch-size, or --device cpu."
+            ) from error
+        return Result(
+            image=image,
+            tokens=found.tokens.tolist(),
+            score=found.score,
+            verifier_score=found.verifier_score,
+            steps=found.steps,
+            decodes=found.decodes,
+            seconds=found.seconds,
+            interrupted=found.interrupted,
+            settings=found.settings,
+            recipe=self._recipe(prompt, negative, seed, found, image),
+            _tokenizer=self.tokenizer,
+        )
+
+    def _recipe(
+        self,
+        prompt: str,
+        negative: Sequence[str],
+        seed: int,
+        found: SearchResult,
+        image: Image.Image,
+    ) -> dict[str, Any]:
+        return {
+            "format": RECIPE_FORMAT,
+            "tfgen": tfgen.__version__,
+            "torch": torch.__version__,
+            "device": self.tokenizer.device.type,
+            "prompt": prompt,
+            "negative": list(negative),
+            "seed": seed,
+            "tokens": found.tokens.tolist(),
+            "score": found.score,
+            "verifier_score": found.verifier_score,
+            "decodes": found.decodes,
+            "interrupted": found.interrupted,
+            "model": {
+                "name": self.model_name or self.tokenizer.name,
+                "fingerprint": self.tokenizer.fingerprint(),
+            },
+            "verifier": {
+                "name": self.verifier_name or self.verifier.name,
+                "fingerprint": self.verifier.fingerprint(),
+                "score": self.score,
+            },
+            "prior": {"name": self.prior.name},
+            "settings": asdict(found.settings),
+            "size": list(image.size),
+            "pixels_sha256": pixel_hash(image),
+        }
+
+
+def generate(
+    prompt: str,
+    *,
+    model: str = hub.DEFAULT_MODEL,
+    verifier: str | None = None,
+    prior: str | None = None,
+    device: str = "auto",
+    score: str = "contrast",
+    **options: Any,
+) -> Result:
+    """Load the models and make one picture; `Pipeline` keeps them loaded for more.
+
+    model, verifier, prior, device, score: see `Pipeline.load`. options: see `Pipeline.generate`,
+    such as beam=16, seed=0.
+    """
+    check_prompt(prompt)
+    pipeline = Pipeline.load(model, verifier=verifier, prior=prior, device=device, score=score)
+    return pipeline.generate(prompt, **options)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A picture made again from the recipe of a PNG."""
+
+    image: Image.Image
+    recipe: dict[str, Any]
+    max_difference: int | None
+    """Of the new pixels to those in the file, 0 to 255; None where even the sizes differ."""
+
+    edited: bool
+    """The pixels in the file are not those that tfgen wrote."""
+
+    device: str
+
+    @property
+    def identical(self) -> bool:
+        """Bit for bit."""
+        return self.max_difference == 0
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the new picture, with the recipe, as a PNG."""
+        recipe = {**self.recipe, "pixels_sha256": pixel_hash(self.image)}
+        return save_png(self.image, path, recipe)
+
+
+def replay(path: str | PathLike[str], *, model: str | None = None, device: str = "auto") -> Replay:
+    """Decode the tokens in the recipe of a PNG again and compare. Loads the tokenizer only.
+
+    model: where its weights are now, if not where the recipe says. Raises InputError on a PNG
+    without a usable recipe, or one that was made with other weights.
+    """
+    stored, recipe = load_png(path)
+    try:
+        name, fingerprint = recipe["model"]["name"], recipe["model"]["fingerprint"]
+        tokens, written = recipe["tokens"], recipe["pixels_sha256"]
+        if not isinstance(name, str) or not all(type(token) is int for token in tokens):
+            raise TypeError("its model or its tokens are of the wrong type")
+        row = torch.tensor(tokens, dtype=torch.int64)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"The recipe in {str(path)!r} is damaged or of another version of tfgen "
+            f"({type(error).__name__}: {error}): give the file that tfgen wrote."
+        ) from error
+    place = find_device(device)
+    tokenizer = hub.load_tokenizer(model or name, place)
+    if tokenizer.fingerprint() != fingerprint:
+        raise InputError(
+            f"{str(path)!r} was made with other weights of {name!r} (fingerprint {fingerprint}, "
+            f"by tfgen {recipe.get('tfgen', 'unknown')}) than {model or name!r} has here "
+            f"({tokenizer.fingerprint()}): give the folder with those weights as --model."
+        )
+    tokenizer.check(row[None])
+    image = render(tokenizer, row)
+    return Replay(
+        image=image,
+        recipe=recipe,
+        max_difference=_max_difference(image, stored),
+        edited=pixel_hash(stored) != written,
+        device=place.type,
+    )
+
+
+def _max_difference(a: Image.Image, b: Image.Image) -> int | None:
+    if a.size != b.size:
+        return None
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
+
+
+@torch.inference_mode()
+def render(tokenizer: Tokenizer, tokens: Tensor) -> Image.Image:
+    """Int64[k] -> the final picture; always alone in its batch, so that a replay rounds alike."""
+    return to_image(tokenizer.render(tokens[None].to(tokenizer.device))[0])
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is one), `cpu` or `cuda`; InputError where it is not to be had."""
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise InputError(
+            f"This torch ({torch.__version__}) finds no CUDA device to use: use --device cpu."
+        )
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def check_prompt(prompt: str, negative: Sequence[str] = (), score: str = "contrast") -> None:
+    """What can be said against a prompt before any model is loaded. Raises InputError."""
+    if not prompt.strip():
+        raise InputError(
+            'The prompt is empty: say what the picture shows, as in "a red fox in snow".'
+        )
+    if isinstance(negative, str):
+        raise InputError(f"negative is a list of captions, not one string: use [{negative!r}].")
+    if not all(caption.strip() for caption in negative):
+        raise InputError("A negative prompt is empty: say what the picture must not show.")
+    if negative and score != "contrast":
+        raise InputError(
+            f"Negative prompts need the score contrast: the score {score} knows no other captions."
+        )
