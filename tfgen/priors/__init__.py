@@ -1,0 +1,12 @@
+"""What to try next. A new prior is one file here and one line in `PRIORS`."""
+
+from tfgen.priors.base import Prior
+from tfgen.priors.frequency import FrequencyPrior
+from tfgen.priors.uniform import UniformPrior
+
+PRIORS: dict[str, type[Prior]] = {
+    "uniform": UniformPrior,
+    "frequency": FrequencyPrior,
+}
+
+__all__ = ["PRIORS", "FrequencyPrior", "Prior", "UniformPrior"]

@@ -1,0 +1,44 @@
+"""The verifier interface: how well does a picture fit a prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tfgen.errors import TfgenError
+
+
+@dataclass(frozen=True)
+class Target:
+    """What pictures are scored against: a prompt, prepared once. Subclasses add their features."""
+
+    prompt: str
+
+
+class Verifier(ABC):
+    """Scores pictures, Float[N, 3, H, W] in [0, 1], against a `Target`."""
+
+    name: str
+
+    @abstractmethod
+    def prepare(self, prompt: str, negatives: Sequence[str] = ()) -> Target:
+        """Do the prompt's share of the work once. Raises InputError on a prompt it cannot take."""
+
+    @abstractmethod
+    def score(self, images: Tensor, target: Target) -> Tensor:
+        """Float32[N], higher is better; no picture's score depends on the rest of the batch."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hex hash of the weights."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Float32[N, d]: the pictures' features. Optional."""
+        raise TfgenError(f"The verifier {self.name} has no picture embeddings.")
+
+    def warnings(self, prompt: str) -> list[str]:
+        """Sentences about the prompt that the user should read, such as words it does not know."""
+        return []
