@@ -1,0 +1,379 @@
+"""Tokenizer and verifier trained at toy size: they learn, resume, and write what is loaded."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.toy_world import SIZES, make_world, tokenizer_model, write_verifier
+from tfgen.errors import InputError
+from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.training import clip, tokenizer
+from tfgen.training.captions import Captioner
+from tfgen.training.common import cache_folder, learning_rate, load_config
+from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
+from tfgen.verifiers.clip import ClipVerifier
+from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.words import WordTokenizer
+
+CONFIGS = Path(tokenizer.__file__).parent / "configs"
+TOKENIZER = {
+    "seed": 1,
+    "steps": 40,
+    "batch": 8,
+    "peak_lr": 0.05,
+    "ema": 0.9,
+    "attribute_weight": 0.08,
+    "bf16": False,
+    "log_every": 1,
+    "save_every": 1000,
+    "model": SIZES,
+}
+CLIP = {
+    "seed": 2,
+    "steps": 40,
+    "groups": 1,
+    "width": 32,
+    "peak_lr": 0.05,
+    "flat": 0.3,
+    "ema": 0.9,
+    "head_weight": 0.3,
+    "decoded_share": 0.5,
+    "negatives": 6,
+    "mine_every": 2,
+    "bf16": False,
+    "log_every": 1,
+    "save_every": 1000,
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> World:
+    return make_world(32)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """Pictures of the size that `sprites-clip` sees."""
+    return make_world(64)
+
+
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the evaluation on held-out scenes, which costs more than a toy training."""
+    monkeypatch.setattr(clip, "evaluate", lambda *_: {})
+    monkeypatch.setattr(tokenizer, "evaluate", lambda *_: {})
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference between two models' weights."""
+    assert a.keys() == b.keys()
+    return max((a[k] - b[k]).abs().max().item() for k in a)
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in log(folder) if "loss" in row]
+
+
+# ---- the tokenizer
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_tokenizer_that_resumes_is_the_one_that_never_stopped(
+    small: World, tmp_path: Path
+) -> None:
+    whole = tokenizer.train(TOKENIZER, tmp_path / "whole", "cpu", small, until=6)
+    tokenizer.train(TOKENIZER, tmp_path / "parts", "cpu", small, until=3)
+    begun = losses(tmp_path / "parts")
+    parts = tokenizer.train(TOKENIZER, tmp_path / "parts", "cpu", small, until=6)
+    assert losses(tmp_path / "parts")[:3] == begun
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    assert apart(weights(parts), weights(whole)) < 1e-5
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_tokenizer_learns_a_few_scenes(
+    small: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = small.sample(8, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(small, "sample", lambda *_: few)
+    monkeypatch.setattr(tokenizer, "learning_rate", lambda *_: 3e-3)
+    tokenizer.train(TOKENIZER, tmp_path, "cpu", small, until=30)
+    seen = losses(tmp_path)
+    assert len(seen) == 30
+    assert sum(seen[-5:]) < 0.8 * sum(seen[:5])
+
+
+def test_a_trained_tokenizer_is_judged_and_written_as_the_package_loads_it(
+    small: World, tmp_path: Path
+) -> None:
+    trainer = tokenizer.train(TOKENIZER, tmp_path / "run", "cpu", small, until=2)
+    judged = log(tmp_path / "run")[-1]
+    assert judged["step"] == 2
+    assert all(0 < judged[f"psnr@{k}"] < 60 for k in (1, 2, 4, 8))
+    assert len(judged["codes"]) == 8 and max(judged["codes"]) <= 12
+
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text('{"search_defaults": {"beam": 3}}')
+    tokenizer.export(trainer, folder)
+    assert json.loads((folder / "tokenizer.json").read_text())["search_defaults"] == {"beam": 3}
+    loaded = SpritesTokenizer.load(folder)
+    images = small.render(small.sample(4, torch.Generator().manual_seed(0)), 32).images
+    tokens = loaded.encode(images)
+    assert tokens.shape == (4, 8)
+    same = (tokens == trainer.fsq.to_tokens(trainer.eval().encode(images))).float().mean()
+    assert same > 0.9  # stored in half precision
+    shown = trainer.decode(trainer.fsq.to_codes(tokens), 5)
+    assert torch.allclose(loaded.decode(tokens[:, :5]), shown.clamp(0, 1), atol=0.02)
+
+
+def test_half_of_the_scenes_keep_a_short_prefix_and_a_fifth_all_tokens(small: World) -> None:
+    trainer = tokenizer.TokenizerTrainer(tokenizer_model().cfg, small.num_objects, 0.1)
+    share = trainer.length_weights / trainer.length_weights.sum()
+    assert share[:4].sum() == pytest.approx(0.6, abs=0.12)
+    assert share[-1] == pytest.approx(0.2, abs=0.05)
+    assert (share > 0).all()
+
+
+# ---- the verifier
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_verifier_that_resumes_is_the_one_that_never_stopped(
+    world: World, tmp_path: Path
+) -> None:
+    whole, _ = clip.train(CLIP, tmp_path / "whole", "cpu", world, until=4)
+    clip.train(CLIP, tmp_path / "parts", "cpu", world, until=2)
+    parts, _ = clip.train(CLIP, tmp_path / "parts", "cpu", world, until=4)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    assert apart(weights(parts), weights(whole)) < 1e-5
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_verifier_learns_a_few_scenes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, rng = torch.Generator().manual_seed(0), random.Random(0)
+    few = clip.grouped(world, Captioner(world.specs), 1, generator, rng)
+    monkeypatch.setattr(clip, "grouped", lambda *_: few)
+    monkeypatch.setattr(clip, "learning_rate", lambda *_, **__: 2e-3)
+    clip.train(CLIP, tmp_path, "cpu", world, until=12)
+    seen = losses(tmp_path)
+    assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_the_second_stage_goes_on_from_the_first_on_what_a_search_shows(
+    world: World, tmp_path: Path
+) -> None:
+    first, _ = clip.train(CLIP, tmp_path / "first", "cpu", world, until=2)
+    decoder = SpritesTokenizer(tokenizer_model(64))
+    begin = tmp_path / "first" / "checkpoint.safetensors"
+    second, _ = clip.train(CLIP, tmp_path / "second", "cpu", world, decoder, begin, until=2)
+    rows = [row for row in log(tmp_path / "second") if "loss" in row]
+    assert all(row["null"] > 0 for row in rows)
+    assert "null" not in log(tmp_path / "first")[0]
+    assert 0 < apart(weights(second), weights(first)) < 0.1
+
+
+def test_negatives_are_decoded_prefixes_of_all_three_sorts() -> None:
+    negatives = clip.Negatives(SpritesTokenizer(tokenizer_model(64)), pool=3)
+    true = torch.zeros(4, 8, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    assert negatives.draw(9, true, generator).shape == (6, 3, 64, 64)  # nothing was found yet
+    negatives.add([torch.tensor([i, i, i]) for i in range(5)])
+    assert len(negatives.pool) == 3
+    images = negatives.draw(9, true, generator)
+    assert images.shape == (9, 3, 64, 64)
+    found = negatives.tokenizer.decode(torch.tensor([[i, i, i] for i in (2, 3, 4)]))
+    assert all(any(torch.allclose(i, f, atol=1e-5) for f in found) for i in images[6:])
+
+
+def test_failures_are_found_by_a_search_for_the_caption(world: World) -> None:
+    torch.manual_seed(0)
+    trainer = clip.ClipTrainer(20, 32, world.num_objects, 0.0).eval()
+    decoder = SpritesTokenizer(tokenizer_model(64))
+    text = torch.nn.functional.normalize(torch.randn(256), dim=0)
+    found = clip.search_failures(
+        trainer, decoder, text, torch.Generator().manual_seed(0), beam=3, candidates=4, length=3
+    )
+    assert [len(tokens) for tokens in found] == [3, 3]
+    drawn = torch.randint(12, (30, 3), generator=torch.Generator().manual_seed(1))
+    fit = [clip.embed(trainer.model, decoder.decode(t)) @ text for t in (torch.stack(found), drawn)]
+    assert fit[0].max() > fit[1].mean()
+
+
+def differing(scenes: Scenes) -> set[str]:
+    """The attributes in which the scenes of a group differ."""
+    return {
+        f
+        for f in ("background", "variant", "layout", "objects", "colours")
+        if (getattr(scenes, f) != getattr(scenes, f)[:1]).any()
+    }
+
+
+@pytest.mark.parametrize(
+    ("factor", "may_differ"),
+    [
+        ("object", {"objects"}),
+        ("colour", {"colours"}),
+        ("background", {"background"}),
+        ("count", {"layout", "objects", "colours"}),  # the emptied slots
+        ("arrangement", {"layout", "objects", "colours"}),
+    ],
+)
+def test_a_group_differs_in_one_factor_only(
+    world: World, factor: str, may_differ: set[str]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(20):
+        base = world.sample(1, torch.Generator().manual_seed(seed))
+        group = clip.vary(world, base, factor, generator)
+        assert len(group) == clip.GROUP
+        assert differing(group) <= may_differ
+        if factor == "count":
+            kinds = {k for k in group.objects.flatten().tolist() if k >= 0}
+            assert len(kinds) == 1 and group.counts.unique().tolist() == [1, 2, 3, 4]
+        if factor == "arrangement":
+            assert (group.counts == 2).all()
+            assert set(group.layout.tolist()) == {
+                LAYOUT_INDEX["side by side"],
+                LAYOUT_INDEX["stacked"],
+            }
+
+
+def test_augmentation_keeps_the_picture_recognisable(world: World) -> None:
+    images = world.render(world.sample(4, torch.Generator().manual_seed(0)), 64).images
+    changed = clip.augment(images, torch.Generator().manual_seed(1))
+    assert changed.shape == images.shape
+    assert changed.min() >= 0 and changed.max() <= 1
+    off = (changed[:, None] - images).abs().flatten(2).mean(2)
+    assert (off.argmin(1) == torch.arange(4)).all()
+    assert (off.diagonal() > 0).all()
+
+
+def test_accuracy_is_of_the_captions_that_beat_all_their_contrasts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An onlooker who reads the ground truth is always right; one who sees nothing never is."""
+    captioner = Captioner(world.specs)
+    contrast = ContrastWords(**clip.contrast_words(captioner))
+    words = WordTokenizer(captioner.vocabulary(), clip.CONTEXT_LENGTH)
+    model = clip.create(words.vocab_size, 32).eval()
+    captions = ["a blue fox", "a red car in snow"]
+    scenes = world.sample(2, torch.Generator().manual_seed(0))
+    scenes.colours[:] = 1
+    blank = torch.zeros(2, 3, 64, 64)
+
+    def judge(texts: list[str]) -> dict[str, float]:
+        rows = words(texts)
+        ideal = torch.nn.functional.one_hot(torch.arange(2), 8).float()
+        monkeypatch.setattr(clip, "embed", lambda *_: ideal)
+
+        def encode(tokens: Tensor, normalize: bool) -> Tensor:
+            return (tokens[:, None] == rows).all(2).float() @ ideal
+
+        monkeypatch.setattr(model, "encode_text", encode)
+        return clip.evaluate(model, words, contrast, scenes, captions, blank)
+
+    right = judge(captions)
+    assert right == {"object": 1.0, "colour": 1.0, "background": 1.0, "count": 1.0}
+    assert set(judge(["a blue car", "a red car on a beach"]).values()) == {0.0}
+
+
+# ---- the verifier's files
+
+
+@pytest.fixture(scope="module")
+def exported(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_verifier(tmp_path_factory.mktemp("exported") / "toy-clip", world)
+
+
+def test_open_clip_loads_the_same_verifier(exported: Path, world: World) -> None:
+    verifier = ClipVerifier.load(exported)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{exported}")
+    images = world.render(world.sample(3, torch.Generator().manual_seed(0)), 64).images
+    images = (images * 255).round() / 255
+    shown = [Image.fromarray((i * 255).round().byte().permute(1, 2, 0).numpy()) for i in images]
+    texts = ["a red fox in snow", "two cats on a beach"]
+    with torch.no_grad():
+        seen = model.eval().encode_image(torch.stack([transform(i) for i in shown]), normalize=True)
+        text = model.encode_text(verifier.tokenize(texts), normalize=True)
+    assert torch.allclose(verifier.embed(images), seen, atol=1e-5)
+    for row, prompt in zip(text, texts, strict=True):
+        assert torch.allclose(verifier.prepare(prompt).text[0], row, atol=1e-5)
+
+
+def test_the_exported_verifier_has_the_worlds_words(exported: Path, world: World) -> None:
+    verifier = ClipVerifier.load(exported)
+    assert verifier.name == "toy-clip"
+    assert [spec["name"] for spec in verifier.words.objects] == [s.name for s in world.specs]
+    assert verifier.warnings("a red fox in snow") == []
+    assert "'zebra'" in verifier.warnings("a zebra in snow")[0]
+    with pytest.raises(InputError, match="at most 22 words"):
+        verifier.prepare("fox " * 23)
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_trained_verifier_sees_what_it_was_trained_to(world: World, tmp_path: Path) -> None:
+    trainer, words = clip.train(CLIP, tmp_path / "run", "cpu", world, until=1)
+    clip.export(trainer, words, Captioner(world.specs), CLIP["width"], tmp_path / "export")
+    images = world.render(world.sample(3, torch.Generator().manual_seed(0)), 64).images
+    seen = ClipVerifier.load(tmp_path / "export").embed(images)
+    assert torch.allclose(seen, clip.embed(trainer.model, images), atol=5e-3)
+
+
+# ---- what both share
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_small.json", "clip_small.json", "clip_small_decoded.json"]
+)
+def test_configs_have_the_settings_that_the_scripts_read(name: str) -> None:
+    config = load_config(CONFIGS / name, ["steps=7", "tier=full"])
+    assert (config["steps"], config["tier"]) == (7, "full")
+    toy = TOKENIZER if "model" in config else CLIP
+    assert set(config) == {*toy, "tier"}
+    with pytest.raises(SystemExit, match="stepz"):
+        load_config(CONFIGS / name, ["stepz=7"])
+
+
+def test_the_learning_rate_warms_up_stays_and_falls() -> None:
+    rates = [learning_rate(step, 1000, 1.0, warmup=100, flat=0.5) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01) and rates[99] == 1.0
+    assert set(rates[99:500]) == {1.0}
+    assert all(a >= b for a, b in zip(rates[500:], rates[501:], strict=False))
+    assert rates[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TFGEN_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setenv("TFGEN_CACHE", "~/elsewhere")
+    assert cache_folder() == Path.home() / "elsewhere"
+    monkeypatch.delenv("TFGEN_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "tfgen"
+
+
+def test_every_slot_of_the_layouts_fits_the_models(small: World) -> None:
+    assert tokenizer_model().cfg.slots == MAX_OBJECTS
+    assert (
+        max(small.sample(300, torch.Generator().manual_seed(0)).counts)
+        <= tokenizer_model().cfg.slots
+    )

@@ -1,0 +1,4 @@
+"""How the embedded models were made: the sprite world and the training scripts.
+
+Nothing outside this folder imports it.
+"""

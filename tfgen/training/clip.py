@@ -1,0 +1,601 @@
+"""Train the verifier `sprites-clip`, a small CLIP that open_clip loads, on the sprite world.
+
+    python -m tfgen.training.clip --config tfgen/training/configs/clip_small.json
+
+Two stages, both resumable: clean scenes first; then, with `--tokenizer`, pictures as a search will
+show them: decoded prefixes, and negatives that fit no caption (random tokens, true tokens
+perturbed, sequences that a search against the current model found). Batches are groups of scenes
+that differ in ONE factor, so that no caption can be told by its other words; captions that also fit
+another picture of the batch are masked out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.training.backgrounds import BACKGROUNDS
+from tfgen.training.captions import (
+    EVERYTHING,
+    PLACE_PHRASES,
+    RELATION_WORDS,
+    REVERSED_WORDS,
+    SIZE_WORDS,
+    Captioner,
+    Emphasis,
+    Mentions,
+    fits,
+)
+from tfgen.training.colours import COLOURS
+from tfgen.training.common import (
+    EMA,
+    Log,
+    cache_folder,
+    learning_rate,
+    load_checkpoint,
+    load_config,
+    save_checkpoint,
+)
+from tfgen.training.tokenizer import HELD_OUT_SEED
+from tfgen.training.world import LAYOUT_INDEX, LAYOUTS, MAX_OBJECTS, Scenes, World
+from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.sprites_tower import SpritesTower
+from tfgen.verifiers.words import WordTokenizer, plural
+
+CONTEXT_LENGTH = 24
+GROUP = 16
+FACTORS = ("object", "colour", "background", "arrangement", "count", "random")
+FACTOR_WEIGHTS = torch.tensor([0.38, 0.20, 0.06, 0.21, 0.07, 0.08])
+EMPHASIS = {
+    "object": Emphasis(background=0.7, colour=0.9),
+    "colour": Emphasis(background=0.7, colour=1.0, natural=1.0),
+    "background": Emphasis(background=1.0),
+    "arrangement": Emphasis(background=0.6, colour=1.0, natural=0.6, relation=1.0),
+    "count": Emphasis(background=0.6, size=1.0, place=1.0),
+    "random": Emphasis(),
+}
+
+
+def model_config(vocab_size: int, width: int) -> dict[str, Any]:
+    """The open_clip config of the verifier (the content of its open_clip_config.json)."""
+    return {
+        "model_cfg": {
+            "embed_dim": 256,
+            "vision_cfg": {
+                "timm_model_name": "tfgen_sprites_tower",
+                "timm_model_pretrained": False,
+                "timm_pool": "",
+                "timm_proj": "",
+                "image_size": 64,
+            },
+            "text_cfg": {
+                "context_length": CONTEXT_LENGTH,
+                "vocab_size": vocab_size,
+                "width": width,
+                "heads": width // 32,
+                "layers": 3,
+            },
+        },
+        "preprocess_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+
+
+def contrast_words(captioner: Captioner) -> dict[str, Any]:
+    """The world's words for contrast captions (the content of contrast.json)."""
+    return {
+        "objects": [
+            {
+                "name": s.name,
+                "plural": s.plural,
+                "synonyms": list(s.synonyms),
+                "natural_colours": list(s.natural_colours),
+            }
+            for s in captioner.specs
+        ],
+        "colours": list(COLOURS[1:]),
+        "backgrounds": [list(b.phrases) for b in BACKGROUNDS],
+        "counts": [
+            ["a", "an", "one", "the"],
+            ["two", "2", "a pair of"],
+            ["three", "3"],
+            ["four", "4"],
+        ],
+        "relations": [
+            list(RELATION_WORDS[2]),
+            list(REVERSED_WORDS[2]),
+            list(RELATION_WORDS[3]),
+            list(REVERSED_WORDS[3]),
+        ],
+        "sizes": [list(w) for w in SIZE_WORDS.values()],
+        "places": [list(w) for w in PLACE_PHRASES.values()],
+    }
+
+
+def vary(world: World, base: Scenes, factor: str, generator: torch.Generator) -> Scenes:
+    """A group: GROUP copies of one scene that differ in `factor` only."""
+
+    def deal(high: int) -> Tensor:
+        """GROUP different values below `high` (repeating only where there are fewer)."""
+        rounds = math.ceil(GROUP / high)
+        return torch.cat([torch.randperm(high, generator=generator) for _ in range(rounds)])[:GROUP]
+
+    scene = base.to("cpu")[torch.zeros(GROUP, dtype=torch.long)]
+    background, variant, layout = scene.background, scene.variant, scene.layout.clone()
+    objects, colours = scene.objects.clone(), scene.colours.clone()
+    alike = bool((objects[0] == objects[0, 0])[objects[0] >= 0].all())
+    alike &= bool((colours[0] == colours[0, 0])[objects[0] >= 0].all())
+    slots = slice(None) if alike else torch.randint(2, (), generator=generator)
+    spread = (lambda v: v[:, None]) if alike else (lambda v: v)
+    if factor == "object":
+        objects[:, slots] = spread(deal(world.num_objects))
+    elif factor == "colour":
+        colours[:, slots] = spread(deal(len(COLOURS) - 1) + 1)
+    elif factor == "background":
+        background = deal(len(BACKGROUNDS))
+    elif factor == "count":
+        objects[:], colours[:] = objects[:, :1].clone(), colours[:, :1].clone()
+        layout = deal(len(LAYOUTS))
+    elif factor == "arrangement":
+        # Two objects of different kinds and colours, in every order and binding.
+        objects[:] = torch.randperm(world.num_objects, generator=generator)[:MAX_OBJECTS]
+        colours[:] = torch.randperm(len(COLOURS), generator=generator)[:MAX_OBJECTS]
+        draw = deal(8)
+        stacked = torch.tensor([LAYOUT_INDEX["side by side"], LAYOUT_INDEX["stacked"]])
+        layout = stacked[draw & 1]
+        for table, bit in ((objects, 2), (colours, 4)):
+            flipped = (draw & bit).bool()
+            table[flipped, :2] = table[flipped, :2].flip(1)
+    return world.scenes(background, variant, layout, objects, colours)
+
+
+def base_scene(world: World, generator: torch.Generator) -> Scenes:
+    """One scene; half of the time two different objects, the hardest to tell from their swaps."""
+    draw = world.sample(8, generator)
+    pairs = ((draw.counts == 2) & (draw.objects[:, 0] != draw.objects[:, 1])).nonzero()[:, 0]
+    pick = pairs[:1] if len(pairs) and torch.rand((), generator=generator) < 0.4 else slice(0, 1)
+    return draw[pick]
+
+
+def grouped(
+    world: World, captioner: Captioner, groups: int, generator: torch.Generator, rng: random.Random
+) -> tuple[Scenes, list[str], Mentions]:
+    """`groups` groups of scenes with captions that mention what varies within each."""
+    factors = torch.multinomial(FACTOR_WEIGHTS, groups, replacement=True, generator=generator)
+    scenes, captions, mentions = [], [], []
+    for f in factors.tolist():
+        factor = FACTORS[f]
+        if factor == "random":
+            part = world.sample(GROUP, generator)
+        else:
+            part = vary(world, base_scene(world, generator), factor, generator)
+        words, said = captioner.write(part, rng, EMPHASIS[factor])
+        scenes.append(part)
+        captions += words
+        mentions.append(said)
+    fields = Mentions.__dataclass_fields__
+    joined = Mentions(*(torch.cat([getattr(m, f) for m in mentions]) for f in fields))
+    return Scenes.cat(scenes), captions, joined
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Small shifts, brightness and noise: what should not change a caption."""
+    n = len(images)
+    padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
+    dx, dy = torch.randint(5, (2,), generator=generator).tolist()
+    images = padded[..., dy : dy + images.shape[-2], dx : dx + images.shape[-1]]
+    gain = 0.94 + 0.12 * torch.rand(n, 1, 1, 1, generator=generator)
+    noise = torch.randn(images.shape, generator=generator) * 0.02
+    soft = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    blur = (torch.rand(n, 1, 1, 1, generator=generator) < 0.25).to(images) * 0.8
+    images = torch.lerp(images, soft, blur.to(images.device))
+    return (images * gain.to(images.device) + noise.to(images.device)).clamp(0, 1)
+
+
+class ClipTrainer(nn.Module):
+    """The open_clip model, a learned null text, the attribute heads, and the loss."""
+
+    def __init__(self, vocab_size: int, width: int, num_objects: int, head_weight: float):
+        super().__init__()
+        self.model = create(vocab_size, width)
+        self.null = nn.Parameter(torch.randn(256) * 0.02)
+        features = SpritesTower.num_features
+        sizes = (
+            len(BACKGROUNDS),
+            len(LAYOUTS),
+            MAX_OBJECTS * num_objects,
+            MAX_OBJECTS * len(COLOURS),
+        )
+        self.sizes, self.head_weight = sizes, head_weight
+        self.heads = nn.Linear(features, sum(sizes))
+        # What a caption states: background, two kinds, relation, size, place.
+        self.said_sizes = (len(BACKGROUNDS), num_objects, num_objects, len(RELATION_WORDS), 2, 2)
+        self.said = nn.Linear(256, sum(self.said_sizes))
+
+    def forward(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        scenes: Scenes,
+        mentions: Mentions,
+        weights: Tensor,
+        negatives: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """images Float[N, 3, S, S] in [0, 1] of the scenes; tokens Int64[N, L] of their captions,
+        which state `mentions`; weights Float[N]; negatives Float[M, 3, S, S], which fit no caption.
+        """
+        n = len(images)
+        clash = fits(mentions, scenes).fill_diagonal_(False)  # caption i also fits picture j
+        shown = images if negatives is None else torch.cat([images, negatives])
+        shown = (shown * 2 - 1).contiguous(memory_format=torch.channels_last)
+        hidden = self.model.visual.trunk.forward_features(shown)
+        seen = F.normalize(self.model.visual.trunk.head(hidden).float(), dim=-1)
+        with sdpa_kernel(SDPBackend.MATH):  # for 24 words the fused kernel's backward is slower
+            spoken = self.model.encode_text(tokens).float()
+        text = F.normalize(spoken, dim=-1)
+        text = torch.cat([text, F.normalize(self.null, dim=0)[None]])
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.model.logit_scale.exp().clamp(max=80) * seen @ text.T  # [N + M, N + 1]
+        mask = F.pad(clash.T, (0, 1, 0, len(shown) - n))  # the null text clashes with nothing
+        logits = logits.masked_fill(mask, -1e4)
+        index = torch.arange(n, device=images.device)
+        by_image = F.cross_entropy(logits[:n], index, reduction="none")
+        by_text = F.cross_entropy(logits[:, :n].T, index, reduction="none")
+        parts = {
+            "by_image": (by_image * weights).sum() / weights.sum(),
+            "by_text": (by_text * weights).sum() / weights.sum(),
+        }
+        loss = parts["by_image"] + parts["by_text"]
+        if negatives is not None:
+            null = torch.full((len(negatives),), n, device=images.device)
+            parts["null"] = F.cross_entropy(logits[n:], null)
+            loss = loss + 0.5 * parts["null"]
+        if self.head_weight:
+            parts["heads"] = self._heads(hidden[:n].float(), scenes, weights)
+            parts["said"] = self._said(spoken, mentions)
+            loss = loss + self.head_weight * (parts["heads"] + parts["said"])
+        return loss, parts
+
+    def _heads(self, hidden: Tensor, scenes: Scenes, weights: Tensor) -> Tensor:
+        background, layout, objects, colours = self.heads(hidden).split(self.sizes, dim=1)
+        present = scenes.objects >= 0
+        each = weights[:, None].expand_as(present)[present]
+        loss = F.cross_entropy(background, scenes.background, reduction="none") * weights
+        loss = loss + F.cross_entropy(layout, scenes.layout, reduction="none") * weights
+        loss = loss.sum() / weights.sum()
+        for logits, labels in ((objects, scenes.objects), (colours, scenes.colours)):
+            picked = logits.unflatten(1, (MAX_OBJECTS, -1))[present]
+            loss = (
+                loss
+                + (F.cross_entropy(picked, labels[present], reduction="none") * each).sum()
+                / each.sum()
+            )
+        return loss
+
+    def _said(self, spoken: Tensor, mentions: Mentions) -> Tensor:
+        labels = (
+            mentions.background,
+            *mentions.kinds.unbind(1),
+            mentions.relation,
+            mentions.size,
+            mentions.place,
+        )
+        loss = spoken.new_zeros(())
+        for logits, label in zip(
+            self.said(spoken).split(self.said_sizes, dim=1), labels, strict=True
+        ):
+            # summed over the captions that state it: none may, and a mean of nothing is NaN
+            each = F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
+            loss = loss + each / max(1, int((label >= 0).sum()))
+        return loss
+
+
+def create(vocab_size: int, width: int) -> nn.Module:
+    """A fresh open_clip CLIP of this config."""
+    from open_clip.model import CLIP
+
+    config = model_config(vocab_size, width)["model_cfg"]
+    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+
+
+def copy_encoder(folder: Path, tower: SpritesTower) -> None:
+    """Start the tower from a tokenizer's encoder, which has learned to see the same scenes."""
+    encoder = SpritesTokenizer.load(folder).model.encoder
+    tower.convs.load_state_dict(encoder.convs.state_dict())
+    tower.hidden.load_state_dict(encoder.head.state_dict())
+
+
+class Negatives:
+    """Pictures that fit no caption, as a search would come upon them.
+
+    Thirds: random tokens; true tokens of which some early ones are resampled; and a pool of what
+    beam searches against the current model found, refilled a little at a time.
+    """
+
+    def __init__(self, tokenizer: SpritesTokenizer, pool: int = 512):
+        self.tokenizer, self.pool, self.size = tokenizer, [], pool
+
+    def draw(self, n: int, true: Tensor, generator: torch.Generator) -> Tensor:
+        """Pictures Float[<= n, 3, S, S]; true: encoded scenes Int64[N, T] to perturb."""
+        vocab, length = self.tokenizer.vocab_size, self.tokenizer.num_tokens
+        third = n // 3
+        noise = torch.randint(vocab, (third, length), generator=generator)
+        spoilt = true[torch.randint(len(true), (third,), generator=generator)].clone()
+        for row in spoilt:
+            places = torch.randperm(8, generator=generator)[
+                : 2 + int(torch.randint(3, (), generator=generator))
+            ]
+            row[places] = torch.randint(vocab, (len(places),), generator=generator)
+        found = (
+            [
+                self.pool[int(i)]
+                for i in torch.randint(len(self.pool), (third,), generator=generator)
+            ]
+            if self.pool
+            else []
+        )
+        rows = [*noise, *spoilt]
+        lengths = torch.randint(2, length + 1, (len(rows),), generator=generator).tolist()
+        rows = [r[:k] for r, k in zip(rows, lengths, strict=True)] + found
+        return decode_mixed(self.tokenizer, rows)
+
+    def add(self, tokens: list[Tensor]) -> None:
+        self.pool = (self.pool + tokens)[-self.size :]
+
+
+def decode_mixed(tokenizer: SpritesTokenizer, prefixes: list[Tensor]) -> Tensor:
+    """Decode prefixes of different lengths in one pass."""
+    full = torch.zeros(len(prefixes), tokenizer.num_tokens, dtype=torch.long)
+    for row, prefix in zip(full, prefixes, strict=True):
+        row[: len(prefix)] = prefix
+    lengths = torch.tensor([len(p) for p in prefixes])
+    return tokenizer.decode_lengths(full.to(tokenizer.device), lengths.to(tokenizer.device))
+
+
+@torch.no_grad()
+def search_failures(
+    trainer: ClipTrainer,
+    tokenizer: SpritesTokenizer,
+    text: Tensor,
+    generator: torch.Generator,
+    beam: int = 6,
+    candidates: int = 10,
+    length: int = 6,
+) -> list[Tensor]:
+    """A small beam search against the model under training for one caption (features Float[d]);
+    returns the winners' tokens. They look wrong while the model is poor; when it is good some are
+    right, which is why they weigh little."""
+    prefixes = torch.zeros(1, 0, dtype=torch.long)
+    for step in range(length):
+        count = beam * candidates if step == 0 else candidates
+        new = torch.randint(tokenizer.vocab_size, (len(prefixes), count, 1), generator=generator)
+        pool = torch.cat([prefixes[:, None].expand(-1, count, -1), new], 2).flatten(0, 1)
+        seen = embed(trainer.model, tokenizer.decode(pool.to(tokenizer.device)))
+        top = (seen @ text).topk(beam).indices.cpu()
+        prefixes = pool[top]
+    return list(prefixes[:2])
+
+
+@torch.no_grad()
+def embed(model: nn.Module, images: Tensor) -> Tensor:
+    shown = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+    return F.normalize(model.encode_image(shown).float(), dim=-1)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    words: WordTokenizer,
+    contrast: ContrastWords,
+    scenes: Scenes,
+    captions: list[str],
+    images: Tensor,
+) -> dict[str, float]:
+    """The share of pictures that fit their own caption better than every caption with one factor
+    said differently: one accuracy per factor, over the captions that mention it."""
+    seen = torch.cat([embed(model, part) for part in images.split(64)])
+    hits: dict[str, list[bool]] = {}
+    for i, caption in enumerate(captions):
+        swaps = contrast.swaps(caption)
+        if not bool((scenes.colours[i][scenes.objects[i] >= 0] > 0).all()):
+            swaps["colour"] = []  # a natural coat fits more than one colour word
+        flat = [caption, *(s for group in swaps.values() for s in group)]
+        text = model.encode_text(words(flat).to(images.device), normalize=True).float()
+        scores = (text @ seen[i]).tolist()
+        at = 1
+        for factor, group in swaps.items():
+            if group:
+                hits.setdefault(factor, []).append(scores[0] > max(scores[at : at + len(group)]))
+            at += len(group)
+    return {k: round(sum(v) / len(v), 4) for k, v in hits.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, help="JSON config")
+    parser.add_argument("--run", default="clip_small", help="name of the run in the cache folder")
+    parser.add_argument("--start", type=Path, help="checkpoint of another run to start from")
+    parser.add_argument(
+        "--tower", type=Path, help="start the image tower from this tokenizer's encoder"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of a tokenizer: train on its decodes too"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--until", type=int, help="stop at this step (the schedule stays the config's)"
+    )
+    parser.add_argument(
+        "--export", type=Path, help="write the verifier's files to this folder at the end"
+    )
+    parser.add_argument("overrides", nargs="*", help="key=value settings over the config's")
+    args = parser.parse_args()
+    config = load_config(args.config, args.overrides)
+    tokenizer = SpritesTokenizer.load(args.tokenizer, args.device) if args.tokenizer else None
+    world = World(config["tier"], (64,), device=args.device)
+    folder = cache_folder() / "runs" / args.run
+    begin = {"begin": args.start, "tower": args.tower}
+    trainer, words = train(config, folder, args.device, world, tokenizer, until=args.until, **begin)
+    if args.export:
+        export(trainer, words, Captioner(world.specs), config["width"], args.export)
+
+
+def train(
+    config: dict,
+    folder: Path,
+    device: str,
+    world: World,
+    tokenizer: SpritesTokenizer | None = None,
+    begin: Path | None = None,
+    tower: Path | None = None,
+    until: int | None = None,
+) -> tuple[ClipTrainer, WordTokenizer]:
+    """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights."""
+    torch.manual_seed(config["seed"])
+    captioner = Captioner(world.specs)
+    words = WordTokenizer(captioner.vocabulary(), CONTEXT_LENGTH)
+    contrast = ContrastWords(**contrast_words(captioner))
+
+    def fresh() -> ClipTrainer:
+        trainer = ClipTrainer(
+            words.vocab_size, config["width"], world.num_objects, config["head_weight"]
+        )
+        return trainer.to(device).to(memory_format=torch.channels_last)
+
+    trainer = fresh()
+    decay = [p for p in trainer.parameters() if p.ndim > 1]
+    plain = [p for p in trainer.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+    ema = EMA(trainer, config["ema"])
+    log = Log(folder / "log.jsonl")
+    checkpoint = folder / "checkpoint.safetensors"
+    start = load_checkpoint(checkpoint, trainer, optimiser, ema)
+    if start == 0 and tower is not None:
+        copy_encoder(tower, trainer.model.visual.trunk)
+        ema = EMA(trainer, config["ema"])
+    if start == 0 and begin is not None:
+        load_checkpoint(begin, trainer, optimiser, ema)
+        trainer.load_state_dict(ema.state_dict(trainer))
+
+    held_out = world.sample(200, torch.Generator().manual_seed(HELD_OUT_SEED + 1))
+    held_captions, _ = captioner.write(held_out, random.Random(HELD_OUT_SEED), EVERYTHING)
+    held_images = {"clean": world.render(held_out).images}
+    if tokenizer is not None:
+        codes = tokenizer.encode(held_images["clean"])
+        held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
+
+    negatives = Negatives(tokenizer) if tokenizer is not None else None
+    steps, size = config["steps"], config["groups"] * GROUP
+    last = min(steps, until or steps)
+    for step in range(start, last):
+        seed = config["seed"] * 1_000_003 + step
+        generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
+        scenes, captions, mentions = grouped(world, captioner, config["groups"], generator, rng)
+        text = words(captions)
+        forgotten = (
+            (torch.rand(text.shape, generator=generator) < 0.01) & (text > 2) & (text != words.end)
+        )
+        text = text.masked_fill(forgotten, 1).to(device)
+        images = world.render(scenes).images
+        weights = torch.ones(size, device=device)
+        extra = None
+        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"])
+        if negatives is not None:
+            rows = torch.randperm(size, generator=generator)[: int(size * config["decoded_share"])]
+            with torch.no_grad(), autocast:
+                true = tokenizer.encode(images[rows])
+                lengths = torch.randint(
+                    2, tokenizer.num_tokens + 1, (len(rows),), generator=generator
+                )
+                lengths = torch.where(
+                    torch.rand(len(rows), generator=generator) < 0.5, lengths.clamp(max=8), lengths
+                )
+                decoded = tokenizer.decode_lengths(true, lengths.to(device)).float()
+                extra = negatives.draw(config["negatives"], true.cpu(), generator).float()
+            images[rows] = decoded
+            weights[rows[lengths < 4]] = 0.3
+        images = augment(images, generator)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, config["peak_lr"], flat=config["flat"])
+        with autocast:
+            loss, parts = trainer(
+                images, text, scenes, mentions.to(torch.device(device)), weights, extra
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
+        optimiser.step()
+        ema.update(trainer)
+        done = step + 1
+        if negatives is not None and done % config["mine_every"] == 0:
+            with torch.no_grad(), autocast:
+                target = trainer.model.encode_text(text[:1], normalize=True).float()[0]
+                negatives.add(search_failures(trainer, tokenizer, target, generator))
+        if done % config["log_every"] == 0:
+            log(
+                done,
+                loss=loss.item(),
+                scale=trainer.model.logit_scale.exp().item(),
+                **{k: v.item() for k, v in parts.items()},
+            )
+        if done % config["save_every"] == 0 or done == last:
+            save_checkpoint(checkpoint, trainer, optimiser, ema, done)
+            averaged = fresh()
+            averaged.load_state_dict(ema.state_dict(trainer))
+            averaged.eval()
+            for kind, shown in held_images.items():
+                log(
+                    done,
+                    pictures=kind,
+                    **evaluate(averaged.model, words, contrast, held_out, held_captions, shown),
+                )
+    trainer.load_state_dict(ema.state_dict(trainer))
+    return trainer.eval(), words
+
+
+def export(
+    trainer: ClipTrainer, words: WordTokenizer, captioner: Captioner, width: int, folder: Path
+) -> None:
+    """Write the verifier as open_clip reads it, in float16, with its vocabulary and words."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.half().contiguous() for k, v in trainer.model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    # Plurals of synonyms are in no caption; those of one word are read as the object's own plural.
+    variants = {
+        plural(synonym): spec.plural
+        for spec in captioner.specs
+        for synonym in spec.synonyms
+        if " " not in synonym + spec.plural and plural(synonym) not in words.words
+    }
+    vocabulary = {
+        "words": words.words,
+        "context_length": words.context_length,
+        "variants": variants,
+    }
+    for name, content in (
+        ("open_clip_config.json", model_config(words.vocab_size, width)),
+        ("vocabulary.json", vocabulary),
+        ("contrast.json", contrast_words(captioner)),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Train the ordered 1D tokenizer `sprites` on the sprite world.
+
+    python -m tfgen.training.tokenizer --config tfgen/training/configs/tokenizer_small.json
+
+Resumes from its checkpoint in the cache folder. Nested dropout keeps a random prefix of the tokens;
+the loss compares the picture and its layers (which the renderer knows) with the decoder's, and asks
+small heads, dropped after training, to read the scene's attributes from the kept prefix: that makes
+the first tokens mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tfgen.tokenizers.fsq import FSQ
+from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE
+from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, compose, paint, place
+from tfgen.training.backgrounds import BACKGROUNDS
+from tfgen.training.colours import COLOURS
+from tfgen.training.common import (
+    EMA,
+    Log,
+    cache_folder,
+    learning_rate,
+    load_checkpoint,
+    load_config,
+    save_checkpoint,
+)
+from tfgen.training.world import LAYOUTS, Scenes, World
+
+HELD_OUT_SEED = 10_000_019  # scenes from this seed on are never trained on
+
+
+class TokenizerTrainer(nn.Module):
+    """The tokenizer's networks, the attribute heads, and the loss."""
+
+    def __init__(self, cfg: SpritesConfig, num_objects: int, attribute_weight: float):
+        super().__init__()
+        self.cfg, self.fsq, self.attribute_weight = cfg, FSQ(cfg.levels), attribute_weight
+        self.model = SpritesModel(cfg)
+        self.read_object = nn.Linear(cfg.latent, num_objects)
+        self.read_colour = nn.Linear(cfg.latent, len(COLOURS))
+        self.read_background = nn.Linear(cfg.width, len(BACKGROUNDS))
+        self.read_layout = nn.Linear(cfg.width, len(LAYOUTS))
+        features, slots = self.model.encoder.features, cfg.slots
+        self.see_object = nn.Linear(features, slots * num_objects)
+        self.see_colour = nn.Linear(features, slots * len(COLOURS))
+        lengths = torch.arange(1, cfg.num_tokens + 1)
+        # Half of the scenes keep at most the first half of the tokens, a fifth keep all of them.
+        weights = torch.where(lengths <= cfg.num_tokens // 2, 1.0, 0.3)
+        weights[-1] = 0.25 * weights.sum()
+        self.register_buffer("length_weights", weights, persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.fsq.quantise(self.model.encoder(images))
+
+    def decode(self, codes: Tensor, length: int) -> Tensor:
+        """Pictures Float[N, 3, H, W] of prefixes of one length (for evaluation)."""
+        keep = torch.arange(self.cfg.num_tokens, device=codes.device) < length
+        layered, _ = self.model.layers(codes, keep.expand(len(codes), -1))
+        return paint(self.model, layered)
+
+    def forward(
+        self, world: World, scenes: Scenes, lengths: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on scenes whose prefixes of `lengths` Int64[N] are kept, and its parts."""
+        cfg = self.cfg
+        target = world.render(scenes, cfg.image_size)
+        present, sprites = world.sprite_targets(scenes, cfg.canvas_size)
+        keep = torch.arange(cfg.num_tokens, device=lengths.device) < lengths[:, None]
+        seen = self.model.encoder.describe(target.images)
+        codes = self.model.encoder.to_codes(seen).unflatten(1, self.model.encoder.shape)
+        layered, trunk = self.model.layers(self.fsq.quantise(codes), keep)
+        rows, slots = present.nonzero(as_tuple=True)
+        described = layered.slots[rows, slots]
+        canvases = self.model.canvases(described)
+        opacity = torch.sigmoid(layered.present[rows, slots])[:, None, None, None]
+        painted = place(canvases * opacity, layered.boxes[rows, slots], cfg.image_size)
+        image = compose(layered.background, painted, rows, slots)
+        inside = 1 + 2 * target.alpha
+        error = (image - target.images).abs()
+        coarse = F.avg_pool2d(image, 4) - F.avg_pool2d(target.images, 4)
+        parts = {
+            "image": (error * inside).mean() + coarse.abs().mean(),
+            "background": F.l1_loss(layered.background, target.backgrounds),
+            "canvas": F.l1_loss(canvases, sprites) + 2 * F.mse_loss(canvases, sprites),
+            "box": 2 * (layered.boxes - scenes.boxes).abs()[present].mean(),
+            "present": 0.1 * F.binary_cross_entropy_with_logits(layered.present, present.float()),
+        }
+        described = described.float()
+
+        def per_slot(head: nn.Linear) -> Tensor:
+            return head(seen).float().unflatten(1, (cfg.slots, -1))[rows, slots]
+
+        attributes = {
+            "object": F.cross_entropy(self.read_object(described), scenes.objects[present]),
+            "colour": F.cross_entropy(self.read_colour(described), scenes.colours[present]),
+            "scene": F.cross_entropy(self.read_background(trunk.float()), scenes.background),
+            "layout": F.cross_entropy(self.read_layout(trunk.float()), scenes.layout),
+            # The same asked of the encoder before the bottleneck, so that it learns to see at once.
+            "seen_object": F.cross_entropy(per_slot(self.see_object), scenes.objects[present]),
+            "seen_colour": F.cross_entropy(per_slot(self.see_colour), scenes.colours[present]),
+        }
+        loss = sum(parts.values()) + self.attribute_weight * sum(attributes.values())
+        return loss, parts | attributes
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture in dB: Float[N]."""
+    return -10 * torch.log10((a - b).pow(2).flatten(1).mean(1).clamp(min=1e-8))
+
+
+@torch.no_grad()
+def evaluate(
+    trainer: TokenizerTrainer, world: World, scenes: Scenes, lengths: list[int]
+) -> dict[str, float]:
+    """Mean PSNR at each prefix length on given scenes, and how much of the codebook they use."""
+    target = world.render(scenes, trainer.cfg.image_size)
+    codes = trainer.encode(target.images)
+    result = {
+        f"psnr@{k}": psnr(trainer.decode(codes, k), target.images).mean().item() for k in lengths
+    }
+    tokens = trainer.fsq.to_tokens(codes)
+    usage = [len(tokens[:, t].unique()) for t in range(tokens.shape[1])]
+    return {k: round(v, 2) for k, v in result.items()} | {"codes": usage}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, help="JSON config")
+    parser.add_argument(
+        "--run", default="tokenizer_small", help="name of the run in the cache folder"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--until", type=int, help="stop at this step (the schedule stays the config's)"
+    )
+    parser.add_argument(
+        "--export", type=Path, help="write the tokenizer's files to this folder at the end"
+    )
+    parser.add_argument("overrides", nargs="*", help="key=value settings over the config's")
+    args = parser.parse_args()
+    config = load_config(args.config, args.overrides)
+    trainer = train(config, cache_folder() / "runs" / args.run, args.device, until=args.until)
+    if args.export:
+        export(trainer, args.export)
+
+
+def export(trainer: TokenizerTrainer, folder: Path) -> None:
+    """Write tokenizer.safetensors (float16, without the attribute heads) and tokenizer.json; the
+    search defaults of an existing tokenizer.json stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.half().contiguous() for k, v in trainer.model.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE)
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text()) if path.exists() else {"search_defaults": {}}
+    config |= {"kind": "sprites", "model": asdict(trainer.cfg)}
+    path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def train(
+    config: dict, folder: Path, device: str, world: World | None = None, until: int | None = None
+) -> TokenizerTrainer:
+    """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights."""
+    torch.manual_seed(config["seed"])
+    cfg = SpritesConfig(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
+    )
+    world = world or World(config["tier"], (cfg.image_size,), device=device)
+    trainer = TokenizerTrainer(cfg, world.num_objects, config["attribute_weight"]).to(device)
+    trainer = trainer.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(
+        trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    ema = EMA(trainer, config["ema"])
+    log = Log(folder / "log.jsonl")
+    checkpoint = folder / "checkpoint.safetensors"
+    start = load_checkpoint(checkpoint, trainer, optimiser, ema)
+    held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
+    steps = config["steps"]
+    last = min(steps, until or steps)
+    for step in range(start, last):
+        generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
+        scenes = world.sample(config["batch"], generator)
+        lengths = 1 + torch.multinomial(
+            trainer.length_weights.cpu(), config["batch"], True, generator=generator
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, config["peak_lr"])
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"]):
+            loss, parts = trainer(world, scenes, lengths.to(device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
+        optimiser.step()
+        ema.update(trainer)
+        done = step + 1
+        if done % config["log_every"] == 0:
+            log(done, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
+        if done % config["save_every"] == 0 or done == last:
+            save_checkpoint(checkpoint, trainer, optimiser, ema, done)
+            averaged = TokenizerTrainer(cfg, world.num_objects, 0.0).to(device)
+            averaged.load_state_dict(ema.state_dict(trainer))
+            log(
+                done,
+                **evaluate(averaged, world, held_out, [1, 2, 3, 4, 6, 8, 12, 16][: cfg.num_tokens]),
+            )
+    trainer.load_state_dict(ema.state_dict(trainer))
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The sprite world: scenes of 3D-rendered emoji on painted backgrounds, with their ground truth.
+
+A scene is a background variant, a layout (where up to four objects stand and how large) and for
+each object a class and a colour. Scenes come from a seed; rendering is a few batched tensor
+operations on banks made once (every sprite in every colour at several sizes, every background
+variant), on CPU or CUDA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfgen.tokenizers.sprites_model import place
+from tfgen.training.backgrounds import BACKGROUNDS, paint_bank
+from tfgen.training.colours import COLOURS, recolour
+from tfgen.training.objects import ObjectSpec
+from tfgen.training.sprites import load_sprites
+
+MAX_OBJECTS = 4
+Slot = tuple[float, float, float]  # centre x, centre y, size, as fractions of the picture
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Named places for objects, in reading order (left to right, then top to bottom)."""
+
+    name: str
+    slots: tuple[Slot, ...]
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("large", ((0.50, 0.53, 0.80),)),
+    Layout("centre", ((0.50, 0.57, 0.60),)),
+    Layout("small", ((0.50, 0.60, 0.38),)),
+    Layout("left", ((0.29, 0.59, 0.48),)),
+    Layout("right", ((0.71, 0.59, 0.48),)),
+    Layout("side by side", ((0.26, 0.58, 0.47), (0.74, 0.58, 0.47))),
+    Layout("stacked", ((0.50, 0.26, 0.46), (0.50, 0.75, 0.46))),
+    Layout("row of three", ((0.175, 0.58, 0.33), (0.50, 0.58, 0.33), (0.825, 0.58, 0.33))),
+    Layout(
+        "two by two",
+        ((0.28, 0.28, 0.41), (0.72, 0.28, 0.41), (0.28, 0.74, 0.41), (0.72, 0.74, 0.41)),
+    ),
+)
+LAYOUT_INDEX = {layout.name: i for i, layout in enumerate(LAYOUTS)}
+# How often a training scene uses each layout.
+LAYOUT_WEIGHTS = torch.tensor([0.12, 0.17, 0.07, 0.06, 0.06, 0.22, 0.12, 0.10, 0.08])
+
+
+@dataclass
+class Scenes:
+    """Ground truth of N scenes (all on one device).
+
+    background, variant, layout: Int64[N]; objects, colours: Int64[N, 4] (object -1: no object in
+    that slot; colour 0: natural, else an index into COLOURS); boxes: Float[N, 4, 3] centre x,
+    centre y, size.
+    """
+
+    background: Tensor
+    variant: Tensor
+    layout: Tensor
+    objects: Tensor
+    colours: Tensor
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.background)
+
+    def __getitem__(self, rows: Tensor | slice) -> Scenes:
+        return Scenes(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
+
+    @staticmethod
+    def cat(parts: list[Scenes]) -> Scenes:
+        fields = Scenes.__dataclass_fields__
+        return Scenes(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
+
+    def to(self, device: torch.device | str) -> Scenes:
+        return Scenes(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
+
+    @property
+    def counts(self) -> Tensor:
+        return (self.objects >= 0).sum(1)
+
+
+@dataclass
+class Layers:
+    """What the renderer painted: images, backgrounds Float[N, 3, S, S]; alpha Float[N, 1, S, S]
+    (1 where any object covers the background)."""
+
+    images: Tensor
+    backgrounds: Tensor
+    alpha: Tensor
+
+
+class World:
+    """Banks of sprites and backgrounds for one tier, and the sampler and renderer over them.
+
+    Arguments: `tier` "small", "medium" or "full"; `sizes`: picture sizes that will be rendered;
+    `variants`: variants of each background. `sprites` (uint8 [M, 4, S, S], premultiplied) and
+    `specs` replace the tier's own, for tests.
+    """
+
+    def __init__(
+        self,
+        tier: str = "small",
+        sizes: tuple[int, ...] = (64,),
+        variants: int = 8,
+        device: torch.device | str = "cpu",
+        sprites: Tensor | None = None,
+        specs: list[ObjectSpec] | None = None,
+    ):
+        self.device = torch.device(device)
+        self.variants = variants
+        if sprites is None:
+            sprites, specs = load_sprites(tier, 192)
+        assert specs is not None
+        self.specs = specs
+        self._sprites = sprites.to(self.device)
+        self._banks: dict[int, Tensor] = {}
+        self._backgrounds = {s: paint_bank(s, variants).to(self.device) for s in sizes}
+
+    @property
+    def num_objects(self) -> int:
+        return len(self.specs)
+
+    def sprite_bank(self, size: int) -> Tensor:
+        """Every object in every colour: uint8 [M, colours, 4, size, size], premultiplied."""
+        if size not in self._banks:
+            source = self._sprites.float() / 255
+            bank = [
+                F.interpolate(recolour(source, c), size=(size, size), mode="area") for c in COLOURS
+            ]
+            self._banks[size] = (torch.stack(bank, 1) * 255).round().to(torch.uint8)
+        return self._banks[size]
+
+    def sample(self, n: int, generator: torch.Generator) -> Scenes:
+        """Draw n random scenes (random numbers from a CPU generator, whatever the device)."""
+
+        def draw(high: int, *shape: int) -> Tensor:
+            return torch.randint(high, shape, generator=generator)
+
+        def chance(p: float, *shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator) < p
+
+        layout = torch.multinomial(LAYOUT_WEIGHTS, n, replacement=True, generator=generator)
+        objects = draw(self.num_objects, n, MAX_OBJECTS)
+        colours = draw(len(COLOURS) - 1, n, MAX_OBJECTS) + 1
+        colours[chance(0.45, n, MAX_OBJECTS)] = 0
+        # Counts above two are of one kind; pairs are of one kind three times in ten.
+        alike = chance(0.3, n) | (layout >= LAYOUT_INDEX["row of three"])
+        objects[alike] = objects[alike, :1].expand(-1, MAX_OBJECTS)
+        counted = layout >= LAYOUT_INDEX["row of three"]
+        same_colour = alike & (chance(0.95, n) | counted)
+        colours[same_colour] = colours[same_colour, :1].expand(-1, MAX_OBJECTS)
+        return self.scenes(
+            draw(len(BACKGROUNDS), n), draw(self.variants, n), layout, objects, colours
+        )
+
+    def scenes(
+        self, background: Tensor, variant: Tensor, layout: Tensor, objects: Tensor, colours: Tensor
+    ) -> Scenes:
+        """Scenes from their attributes; slots that the layout lacks are emptied."""
+        table = torch.zeros(len(LAYOUTS), MAX_OBJECTS, 3)
+        for i, item in enumerate(LAYOUTS):
+            table[i, : len(item.slots)] = torch.tensor(item.slots)
+        boxes = table[layout.cpu()]
+        empty = boxes[..., 2] == 0
+        objects = objects.cpu().masked_fill(empty, -1)
+        colours = colours.cpu().masked_fill(empty, 0)
+        scenes = Scenes(background.cpu(), variant.cpu(), layout.cpu(), objects, colours, boxes)
+        return scenes.to(self.device)
+
+    def sprite_targets(self, scenes: Scenes, size: int) -> tuple[Tensor, Tensor]:
+        """The sprites of all present slots: (present Bool[N, 4], Float[P, 4, size, size])."""
+        present = scenes.objects >= 0
+        bank = self.sprite_bank(size)
+        return present, bank[scenes.objects[present], scenes.colours[present]].float() / 255
+
+    def backgrounds(self, scenes: Scenes, size: int) -> Tensor:
+        """The scenes without their objects: Float[N, 3, size, size]."""
+        if size not in self._backgrounds:
+            self._backgrounds[size] = paint_bank(size, self.variants).to(self.device)
+        return self._backgrounds[size][scenes.background, scenes.variant].float() / 255
+
+    def render(self, scenes: Scenes, size: int = 64) -> Layers:
+        """Paint the scenes at `size` pixels."""
+        backgrounds = self.backgrounds(scenes, size)
+        images = backgrounds.clone()
+        alpha = torch.zeros_like(images[:, :1])
+        bank = self.sprite_bank(round(0.75 * size))
+        for slot in range(MAX_OBJECTS):
+            rows = (scenes.objects[:, slot] >= 0).nonzero()[:, 0]
+            sprites = bank[scenes.objects[rows, slot], scenes.colours[rows, slot]].float() / 255
+            layer = place(sprites, scenes.boxes[rows, slot], size)
+            cover = layer[:, 3:]
+            images[rows] = images[rows] * (1 - cover) + layer[:, :3]
+            alpha[rows] = torch.maximum(alpha[rows], cover)
+        return Layers(images, backgrounds, alpha)
