@@ -1,0 +1,575 @@
+"""CLIP as the verifier, on small open_clip models with random weights; no network."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tfgen.errors import InputError, TfgenError
+from tfgen.verifiers import clip
+from tfgen.verifiers.base import Target
+from tfgen.verifiers.clip import LOGIT_WEIGHT, ClipVerifier
+from tfgen.verifiers.contrast import ContrastWords
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 1,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 8,
+    },
+    "text_cfg": {
+        "context_length": 16,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+PREPROCESS = {
+    "mean": [0.4, 0.5, 0.6],
+    "std": [0.2, 0.3, 0.25],
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+}
+WORDS = ContrastWords(
+    objects=[
+        {"name": "fox", "plural": "foxes", "synonyms": []},
+        {"name": "cat", "plural": "cats", "synonyms": ["kitty cat"]},
+    ],
+    colours=["red", "blue", "gray"],
+    backgrounds=[["in snow"], ["on a wide beach"]],
+    counts=[["a", "the"], ["two"]],
+    relations=[],
+)
+VOCABULARY = ["a", "beach", "blue", "cat", "cats", "fox", "foxes", "gray", "in", "on", "red"]
+VOCABULARY += ["snow", "the", "two", "wide"]
+
+
+def write_model(folder: Path, model: dict, seed: int = 0, preprocess: dict = PREPROCESS) -> Path:
+    """A folder as open_clip itself writes it."""
+    folder.mkdir()
+    config = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(seed)
+    state = open_clip.model.CLIP(**model).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def general(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with open_clip's own text tokenizer."""
+    return write_model(tmp_path_factory.mktemp("clip") / "general", MODEL)
+
+
+@pytest.fixture(scope="module")
+def worldly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a small world: a closed vocabulary and contrast words of its own."""
+    text = MODEL["text_cfg"] | {"vocab_size": len(VOCABULARY) + 4, "context_length": 9}
+    folder = write_model(tmp_path_factory.mktemp("clip") / "worldly", MODEL | {"text_cfg": text})
+    vocabulary = {"words": VOCABULARY, "context_length": 9, "variants": {}}
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
+    (folder / "contrast.json").write_text(json.dumps(vars(WORDS)))
+    return folder
+
+
+@pytest.fixture
+def copy(general: Path, tmp_path: Path) -> Path:
+    """A copy of the general model that a test may spoil."""
+    return Path(shutil.copytree(general, tmp_path / "copy"))
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the small model one that open_clip knows by name, with two tags."""
+    tags = {
+        "web_2b": PREPROCESS | {"url": "", "hf_hub": "owner/tiny-web/", "quick_gelu": True},
+        "pickled": PREPROCESS | {"url": "https://example.org/tiny.pt", "hf_hub": ""},
+    }
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-Clip", MODEL)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-Clip", tags)
+
+
+def pictures(n: int = 5, size: int = 24, seed: int = 0) -> Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def refused(load: Callable[[], object], kind: type[TfgenError] = InputError) -> str:
+    """The message of the error that `load` raises, which is one sentence."""
+    with pytest.raises(TfgenError) as error:
+        load()
+    message = str(error.value)
+    assert type(error.value) is kind, message
+    assert "\n" not in message and len(message) < 600 and message.endswith("."), message
+    return message
+
+
+# ---- what the model is shown
+
+
+class Recorder(nn.Module):
+    """Stands in for a model: keeps what it was shown."""
+
+    def __init__(self, preprocess: dict) -> None:
+        super().__init__()
+        self.visual = nn.Module()
+        self.visual.preprocess_cfg = preprocess
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+
+    def encode_image(self, shown: Tensor) -> Tensor:
+        self.shown = shown
+        return shown.flatten(1)
+
+
+SETTINGS = [
+    (size, mode, interpolation)
+    for size in ((32, 32), (24, 33))
+    for mode in ("shortest", "longest", "squash")
+    for interpolation in ("bicubic", "bilinear")
+    # where open_clip ignores the interpolation
+    if (size, mode, interpolation) != ((24, 33), "shortest", "bilinear")
+]
+
+
+@pytest.mark.parametrize(("size", "mode", "interpolation"), SETTINGS, ids=str)
+@pytest.mark.parametrize("shape", [(32, 32), (20, 20), (50, 50), (40, 67), (31, 22)], ids=str)
+def test_preprocessing_equals_open_clips_own_up_to_rounding(
+    shape: tuple[int, int], size: tuple[int, int], mode: str, interpolation: str
+) -> None:
+    cfg = PREPROCESS | {
+        "size": size,
+        "mode": "RGB",
+        "resize_mode": mode,
+        "interpolation": interpolation,
+        "fill_color": 90,
+    }
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(50, 200, (2, 3, *shape), generator=generator).to(torch.uint8)
+    transform = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
+    expected = [transform(Image.fromarray(i.permute(1, 2, 0).numpy())) for i in images]
+
+    model = Recorder(cfg)
+    ClipVerifier(model, open_clip.tokenize, WORDS, name="recorder").embed(images.float() / 255)
+
+    assert model.shown.shape == (2, 3, *size)
+    off = (model.shown - torch.stack(expected)) * torch.tensor(cfg["std"])[:, None, None] * 255
+    assert off.abs().max() < 2  # PIL rounds after each of two passes
+    assert off.abs().mean() < 0.5
+
+
+def test_a_square_size_may_be_one_number_and_a_mean_too() -> None:
+    cfg = PREPROCESS | {"size": 16, "mean": 0.5, "std": 0.5, "fill_color": 0}
+    model = Recorder(cfg)
+    ClipVerifier(model, open_clip.tokenize, WORDS, name="recorder").embed(torch.ones(1, 3, 16, 16))
+    assert torch.equal(model.shown, torch.ones(1, 3, 16, 16))
+
+
+# ---- scores
+
+
+@pytest.mark.parametrize("score", ["contrast", "cosine"])
+def test_scores_do_not_depend_on_the_batch(general: Path, score: str) -> None:
+    verifier = ClipVerifier.load(general, score=score)
+    target = verifier.prepare("a red fox in snow")
+    images = pictures(7)
+    together = verifier.score(images, target)
+    one_by_one = torch.cat([verifier.score(image[None], target) for image in images])
+    assert together.dtype == torch.float32 and together.shape == (7,)
+    assert torch.allclose(together, one_by_one, atol=1e-4)
+    assert together.std() > 1e-3
+
+
+def test_the_text_is_encoded_once(general: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = ClipVerifier.load(general)
+    encoded: list[int] = []
+    encode = verifier.model.encode_text
+    monkeypatch.setattr(
+        verifier.model, "encode_text", lambda text: encoded.append(len(text)) or encode(text)
+    )
+    target = verifier.prepare("a red fox in snow")
+    assert sum(encoded) == 1 + len(target.captions)
+    for _ in range(3):
+        verifier.score(pictures(), target)
+    assert sum(encoded) == 1 + len(target.captions)
+
+
+def test_the_cosine_is_that_of_the_models_own_features(general: Path) -> None:
+    verifier = ClipVerifier.load(general, score="cosine")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{general}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{general}")
+    images = (pictures() * 255).round() / 255
+    shown = [transform(Image.fromarray((i * 255).byte().permute(1, 2, 0).numpy())) for i in images]
+    with torch.no_grad():
+        seen = model.eval().encode_image(torch.stack(shown))
+        text = model.encode_text(tokenize(["A red fox, in snow!"]))
+    expected = torch.cosine_similarity(seen, text)
+    score = verifier.score(images, verifier.prepare("A red fox, in snow!"))
+    assert torch.allclose(score, expected, atol=0.01)
+    assert verifier.prepare("A red fox, in snow!").captions == ()
+
+
+def test_similarities_are_float32_whatever_the_towers_compute_in(
+    general: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 products are rounded to 1/256, and thousands of candidates tie."""
+    verifier = ClipVerifier.load(general, score="cosine")
+    target = verifier.prepare("a red fox in snow")
+    features = (torch.ones(400, 16) + 0.05 * torch.randn(400, 16)).bfloat16()
+    monkeypatch.setattr(verifier.model, "encode_image", lambda _: features)
+    score = verifier.score(pictures(1), target)
+    expected = torch.cosine_similarity(features.double(), target.text[:1].double())
+    assert torch.allclose(score.double(), expected, atol=1e-6)
+    assert len(score.unique()) > 390
+
+
+def test_the_contrast_score_is_the_log_probability_of_the_prompt(worldly: Path) -> None:
+    """Of the prompt among itself and the captions of each factor in turn, summed."""
+    verifier = ClipVerifier.load(worldly)
+    prompt, negatives = "a red fox in snow", ["a gray cat", "two foxes"]
+    target = verifier.prepare(prompt, negatives=negatives)
+    swaps = WORDS.swaps(prompt)
+    factors = {f: group for f, group in swaps.items() if group} | {"negative": negatives}
+    assert list(factors) == ["object", "colour", "background", "count", "negative"]
+    assert list(target.captions) == [caption for group in factors.values() for caption in group]
+    assert list(target.factors) == [f for f, group in factors.items() for _ in group]
+
+    images = pictures(3)
+    scale = math.exp(verifier.model.logit_scale.item())
+    with torch.no_grad():
+        seen = verifier.embed(images).double()
+
+        def logit(image: Tensor, caption: str) -> float:
+            text = verifier.model.encode_text(verifier.tokenize([caption]))[0].double()
+            return scale * float(image @ (text / text.norm()))
+
+        for image, score in zip(seen, verifier.score(images, target).tolist(), strict=True):
+            own = math.exp(logit(image, prompt))
+            expected = LOGIT_WEIGHT * math.log(own)
+            for group in factors.values():
+                others = sum(math.exp(logit(image, caption)) for caption in group)
+                expected += math.log(own / (own + others))
+            assert score == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("score", ["contrast", "cosine"])
+@pytest.mark.parametrize("negatives", [(), ("a gray cat",)], ids=["", "negative"])
+def test_embeddings_score_as_their_pictures_do(
+    worldly: Path, score: str, negatives: tuple[str, ...]
+) -> None:
+    """What searches for many prompts over the same pictures rely on."""
+    verifier = ClipVerifier.load(worldly, score=score)
+    images = pictures(4)
+    embeddings = verifier.embed(images)
+    assert embeddings.shape == (4, 16) and embeddings.dtype == torch.float32
+    for prompt in ("a red fox in snow", "two cats"):
+        target = verifier.prepare(prompt, negatives)
+        assert torch.equal(
+            verifier.score_embeddings(embeddings, target), verifier.score(images, target)
+        )
+    with pytest.raises(TypeError, match="prepare"):
+        verifier.score_embeddings(embeddings, Target("two cats"))
+
+
+@pytest.mark.parametrize("score", ["contrast", "cosine"])
+def test_a_negative_lowers_the_score_of_what_fits_it(worldly: Path, score: str) -> None:
+    verifier = ClipVerifier.load(worldly, score=score)
+    images = pictures(30)
+    plain = verifier.score(images, verifier.prepare("a red fox"))
+    loss = plain - verifier.score(images, verifier.prepare("a red fox", ["two cats in snow"]))
+    fit = ClipVerifier.load(worldly, score="cosine")
+    fit = fit.score(images, fit.prepare("two cats in snow"))
+    assert (loss >= -1e-6).all() and loss.max() > 1e-4
+    if score == "cosine":
+        assert torch.allclose(loss, fit.clamp(min=0), atol=1e-6)
+
+
+def test_a_negative_that_is_a_contrast_caption_counts_once(worldly: Path) -> None:
+    verifier = ClipVerifier.load(worldly)
+    plain = verifier.prepare("a red fox").captions
+    assert verifier.prepare("a red fox", ["a blue fox"]).captions == plain
+
+
+def test_punctuation_and_capitals_do_not_set_the_prompt_apart(general: Path) -> None:
+    verifier = ClipVerifier.load(general)
+    images = pictures()
+    plain = verifier.score(images, verifier.prepare("a red fox in snow"))
+    assert torch.equal(verifier.score(images, verifier.prepare("A red fox, in snow!")), plain)
+
+
+def test_a_target_of_another_verifier_is_a_mistake(general: Path) -> None:
+    with pytest.raises(TypeError, match="prepare"):
+        ClipVerifier.load(general).score(pictures(), Target("a fox"))
+
+
+def test_an_unknown_score_is_refused(general: Path) -> None:
+    message = refused(lambda: ClipVerifier.load(general, score="cosin"))
+    assert "'cosine'" in message
+
+
+# ---- prompts
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_or_negative_is_refused(general: Path, prompt: str) -> None:
+    verifier = ClipVerifier.load(general)
+    assert "prompt is empty" in refused(lambda: verifier.prepare(prompt))
+    assert "negative is empty" in refused(lambda: verifier.prepare("a fox", [prompt]))
+
+
+def test_a_negative_that_is_the_prompt_is_refused(general: Path) -> None:
+    verifier = ClipVerifier.load(general)
+    assert "'A Fox!'" in refused(lambda: verifier.prepare("a fox", ["A Fox!"]))
+
+
+def test_a_prompt_may_fill_the_context_and_not_more(general: Path, worldly: Path) -> None:
+    verifier = ClipVerifier.load(general)  # 16 tokens, two of them marks
+    verifier.prepare(" ".join(["fox"] * 14))
+    message = refused(lambda: verifier.prepare(" ".join(["fox"] * 15)))
+    assert "at most 14 text tokens" in message
+    assert "negative" in refused(lambda: verifier.prepare("a fox", [" ".join(["fox"] * 15)]))
+    # words are not tokens: an unusual one takes several
+    refused(lambda: verifier.prepare("supercalifragilisticexpialidocious " * 3))
+
+    verifier = ClipVerifier.load(worldly)
+    verifier.prepare(" ".join(["fox"] * 7))
+    assert "at most 7 words" in refused(lambda: verifier.prepare(" ".join(["fox"] * 8)))
+
+
+def test_contrast_captions_longer_than_the_context_are_left_out(worldly: Path) -> None:
+    verifier = ClipVerifier.load(worldly)
+    prompt = "the wide red fox on in snow"  # seven words, as many as fit
+    captions = verifier.prepare(prompt).captions
+    assert "the wide blue fox on in snow" in captions
+    assert not any("beach" in c for c in captions)  # "on a wide beach" is longer than "in snow"
+
+
+def test_unknown_words_are_named_with_the_nearest_known_ones(worldly: Path, general: Path) -> None:
+    verifier = ClipVerifier.load(worldly)
+    foxx, qqq = verifier.warnings("a grey foxx in snow, qqq")
+    assert "'foxx'" in foxx and "fox" in foxx.split("it knows: ")[1]
+    assert "'qqq'" in qqq and "nearest" not in qqq
+    assert verifier.warnings("two foxes in snow") == []
+    assert ClipVerifier.load(general).warnings("a foxx") == []
+
+
+@pytest.mark.parametrize("prompt", ["zebra", "zebra zebra", "!?", "zebra qqq"])
+def test_a_prompt_with_no_known_word_is_refused(worldly: Path, prompt: str) -> None:
+    verifier = ClipVerifier.load(worldly)
+    message = refused(lambda: verifier.prepare(prompt))
+    assert repr(prompt) in message and "foxes" in message
+    verifier.prepare("zebra in snow")
+
+
+# ---- files
+
+
+def test_open_clips_logs_do_not_reach_the_user(
+    general: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
+) -> None:
+    ClipVerifier.load(general)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_fingerprint_is_of_the_weights(general: Path, copy: Path, tmp_path: Path) -> None:
+    path = copy / "open_clip_model.safetensors"
+    state = load_file(path)
+    one = ClipVerifier.load(general).fingerprint()
+    assert int(one, 16) >= 0
+    save_file({k: v.half() for k, v in state.items()}, path)
+    assert ClipVerifier.load(copy).fingerprint() == one
+    other = write_model(tmp_path / "other", MODEL, seed=1)
+    assert ClipVerifier.load(other).fingerprint() != one
+
+
+def test_the_only_safetensors_file_may_have_any_name(copy: Path, general: Path) -> None:
+    (copy / "open_clip_model.safetensors").rename(copy / "model.safetensors")
+    assert ClipVerifier.load(copy).fingerprint() == ClipVerifier.load(general).fingerprint()
+    shutil.copy(copy / "model.safetensors", copy / "second.safetensors")
+    assert "it has 2" in refused(lambda: ClipVerifier.load(copy))
+
+
+def test_open_clips_file_is_chosen_among_others(copy: Path, general: Path) -> None:
+    """Repositories on the hub often hold the same weights in transformers' format too."""
+    save_file({"x": torch.zeros(1)}, copy / "model.safetensors")
+    assert ClipVerifier.load(copy).fingerprint() == ClipVerifier.load(general).fingerprint()
+
+
+def spoil_truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def spoil_text(path: Path) -> None:
+    path.write_text("these are no weights")
+
+
+def spoil_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"run": "me"}))
+
+
+def spoil_other_shapes(path: Path) -> None:
+    save_file({k: v[..., :1].clone() if v.ndim else v for k, v in load_file(path).items()}, path)
+
+
+def spoil_missing(path: Path) -> None:
+    state = load_file(path)
+    save_file({k: v for k, v in state.items() if not k.startswith("visual")}, path)
+
+
+def spoil_foreign(path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+def spoil_empty(path: Path) -> None:
+    save_file({}, path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_truncate,
+        spoil_text,
+        spoil_pickle,
+        spoil_other_shapes,
+        spoil_missing,
+        spoil_foreign,
+        spoil_empty,
+        Path.unlink,
+    ],
+)
+def test_spoilt_weights_are_refused(copy: Path, spoil: Callable[[Path], object]) -> None:
+    spoil(copy / "open_clip_model.safetensors")
+    assert str(copy) in refused(lambda: ClipVerifier.load(copy))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"model_cfg": 3}',
+        '{"model_cfg": {}}',
+        json.dumps({"model_cfg": MODEL | {"taste": 1}}),
+        json.dumps({"model_cfg": MODEL | {"vision_cfg": {"timm_model_name": "no_such"}}}),
+        json.dumps({"model_cfg": MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"width": "w"}}}),
+    ],
+)
+def test_a_spoilt_config_is_refused(copy: Path, config: str) -> None:
+    (copy / "open_clip_config.json").write_text(config)
+    assert str(copy) in refused(lambda: ClipVerifier.load(copy))
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    assert "open_clip_config.json" in refused(lambda: ClipVerifier.load(tmp_path))
+
+
+def test_a_vocabulary_of_another_model_is_refused(worldly: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(worldly, tmp_path / "copy"))
+    vocabulary = {"words": [*VOCABULARY, "zebra"], "context_length": 9}
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
+    assert "another model" in refused(lambda: ClipVerifier.load(folder))
+
+
+# ---- open_clip's names
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_model_by_name_with_the_path_of_its_weights(
+    general: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = general / "open_clip_model.safetensors"
+    absolute = ClipVerifier.load(f"Tiny-Clip/{file}")
+    assert absolute.fingerprint() == ClipVerifier.load(general).fingerprint()
+    assert absolute.name == f"Tiny-Clip/{file}"
+    monkeypatch.chdir(general.parent)
+    relative = ClipVerifier.load("Tiny-Clip/general/open_clip_model.safetensors")
+    assert relative.fingerprint() == absolute.fingerprint()
+    monkeypatch.setenv("HOME", str(general))
+    home = ClipVerifier.load("Tiny-Clip/~/open_clip_model.safetensors")
+    assert torch.equal(home.embed(pictures()), absolute.embed(pictures()))
+
+
+@pytest.mark.usefixtures("registered")
+def test_pickled_and_foreign_weights_of_a_named_model_are_refused(tmp_path: Path) -> None:
+    for name in ("weights.pt", "weights.safetensors"):
+        path = tmp_path / name
+        torch.save({"run": torch.zeros(1)}, path)
+        assert "pickled" in refused(lambda path=path: ClipVerifier.load(f"Tiny-Clip/{path}"))
+    path = tmp_path / "weights.npz"
+    save_file({"weight": torch.zeros(3)}, path)
+    assert ".safetensors" in refused(lambda: ClipVerifier.load(f"Tiny-Clip/{path}"))
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_tag_is_fetched_and_brings_its_own_preprocessing_and_activation(
+    general: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        return str(general / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    verifier = ClipVerifier.load("Tiny-Clip/web_2b")
+    assert asked == [("owner/tiny-web", "open_clip_model.safetensors")]
+    assert verifier.preprocess["resize_mode"] == "squash"  # open_clip's default is "shortest"
+    assert verifier.preprocess["mean"] == PREPROCESS["mean"]
+    assert "QuickGELU" in str(verifier.model)
+    assert "QuickGELU" not in str(ClipVerifier.load(general).model)
+    assert verifier.prepare("a red fox in snow").captions  # the general contrast words
+
+
+def test_a_repository_of_the_hub(general: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, file: str(general / file))
+    monkeypatch.setattr(clip, "_tokenizer", lambda _: open_clip.tokenize)
+    verifier = ClipVerifier.load("hf-hub:owner/tiny")
+    assert verifier.name == "hf-hub:owner/tiny"
+    assert verifier.fingerprint() == ClipVerifier.load(general).fingerprint()
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_tag_with_pickled_weights_only_is_refused() -> None:
+    assert "pickled" in refused(lambda: ClipVerifier.load("Tiny-Clip/pickled"))
+
+
+def test_unknown_models_and_tags_are_refused_with_the_nearest() -> None:
+    assert "ViT-B-32" in refused(lambda: ClipVerifier.load("ViT-B-23/openai"))
+    assert "ViT-B-32" in refused(lambda: ClipVerifier.load("vit-b-32/openai"))
+    message = refused(lambda: ClipVerifier.load("ViT-B-32/laion2b_s34b_b97k"))
+    assert "laion2b_s34b_b79k" in message
+    assert "openai" in refused(lambda: ClipVerifier.load("ViT-B-32"))
+    assert "openai" in refused(lambda: ClipVerifier.load("ViT-B-32//no/such/file.safetensors"))
+
+
+@pytest.mark.parametrize("source", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:owner/tiny"])
+def test_weights_that_are_not_cached_cannot_be_had_offline(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HF_HUB_OFFLINE is set for all tests, in tests/conftest.py."""
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = refused(lambda: ClipVerifier.load(source), TfgenError)
+    assert "open_clip_" in message and "--verifier" in message
+
+
+def test_a_name_that_is_no_repository_is_refused() -> None:
+    assert "OWNER/NAME" in refused(lambda: ClipVerifier.load("hf-hub:a/b/c"))
