@@ -1,0 +1,51 @@
+"""What the packaged weights must give, and the script that pins it after new weights are landed.
+
+python -m tests.pin_weights     # rewrites tests/data/pinned.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tfgen.hub import WEIGHTS
+from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.verifiers.clip import ClipVerifier
+
+PINNED = Path(__file__).parent / "data" / "pinned.json"
+PROMPTS = ["a red fox in snow", "two cats on grass", "a blue car in a city", "a rocket in space"]
+
+
+def hashes() -> dict[str, str]:
+    """SHA-256 of every packaged file, by its path in the weights folder (text aside)."""
+    files = sorted(p for p in WEIGHTS.rglob("*") if p.suffix in (".safetensors", ".json"))
+    names = (str(p.relative_to(WEIGHTS).as_posix()) for p in files)
+    return {
+        n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in zip(names, files, strict=True)
+    }
+
+
+def outputs() -> dict[str, Any]:
+    """Fixed tokens decoded, rendered, scored and encoded again."""
+    tokenizer = SpritesTokenizer.load(WEIGHTS / "sprites")
+    verifier = ClipVerifier.load(WEIGHTS / "sprites-clip")
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(tokenizer.vocab_size, (4, tokenizer.num_tokens), generator=generator)
+    pictures = tokenizer.decode(tokens[:, :8])
+    means = torch.nn.functional.adaptive_avg_pool2d(pictures, 4)
+    rendered = torch.nn.functional.adaptive_avg_pool2d(tokenizer.render(tokens[:1]), 4)
+    return {
+        "tokens": tokens.tolist(),
+        "decoded": means.flatten().tolist(),
+        "rendered": rendered.flatten().tolist(),
+        "scores": [verifier.score(pictures, verifier.prepare(p)).tolist() for p in PROMPTS],
+        "encoded": tokenizer.encode(pictures).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    PINNED.write_text(json.dumps({"hashes": hashes(), **outputs()}) + "\n")

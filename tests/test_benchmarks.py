@@ -1,0 +1,102 @@
+"""The scripts in benchmarks/ run, at toy size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.toy_models import TOKENS
+from tests.toy_world import make_world, write_tokenizer, write_verifier
+
+SCRIPTS = ("gallery", "prefixes", "verifier")
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., list[dict[str, Any]]]:
+    """Runs a script's main() in the toy world; returns the rows of JSON that it prints."""
+
+    def main(name: str, *options: object) -> list[dict[str, Any]]:
+        script = import_module(f"benchmarks.{name}")
+        if hasattr(script, "World"):
+            monkeypatch.setattr(script, "World", lambda _, sizes: make_world(*sizes))
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        script.main()
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return main
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        import_module(f"benchmarks.{name}").main()
+    assert stop.value.code == 0
+    assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("toy_weights")
+@pytest.mark.parametrize("method", ["default", "best-of-n", "random"])
+def test_the_gallery_is_a_sheet_of_the_prompts_and_a_row_for_each(
+    run: Callable, tmp_path: Path, method: str
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red fox in snow\n\na cat\n")
+    sheet = tmp_path / "sheet.png"
+    options = ("--prompts", prompts, "--size", 24, "--columns", 2, "--device", "cpu")
+    *rows, total = run("gallery", "-o", sheet, "--method", method, *options)
+    assert [row["prompt"] for row in rows] == ["a red fox in snow", "a cat"]
+    assert total["prompts"] == 2
+    assert total["decodes"] == sum(row["decodes"] for row in rows)
+    # The toy's defaults are a beam of 2 and 3 candidates: the baselines spend as much, and 1.
+    most = {"default": 2 * 3 * TOKENS, "best-of-n": 2 * 3 * TOKENS, "random": 1}[method]
+    assert all(0 < row["decodes"] <= most for row in rows)
+    if method != "default":
+        assert all(row["decodes"] == most for row in rows)
+    with Image.open(sheet) as image:
+        assert image.width == 2 * 24 + 3 * 8
+
+
+@pytest.mark.usefixtures("toy_weights")
+def test_the_gallery_searches_with_given_settings(run: Callable, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    options = ("--prompts", prompts, "--device", "cpu", "--set", "budget=3", 'schedule="1,2"')
+    rows = run("gallery", "-o", tmp_path / "sheet.png", *options)
+    assert rows[0]["decodes"] == 3
+
+
+def test_prefixes_are_measured_length_by_length(run: Callable, tmp_path: Path) -> None:
+    model = write_tokenizer(tmp_path / "model")
+    picture = tmp_path / "prefixes.png"
+    options = ("--model", model, "--scenes", 5, "--columns", 3, "--picture", picture)
+    (row,) = run("prefixes", *options)
+    assert row["scenes"] == 5
+    assert list(row["psnr"]) == ["1", "2", "3", "4", "6", "8"]
+    assert all(0 < value < 60 for value in row["psnr"].values())
+    assert len(row["codes_used"]) == 8 and max(row["codes_used"]) <= 5
+    with Image.open(picture) as image:
+        assert image.width > 3 * 96 and image.height > 7 * 96  # true scenes and six lengths
+
+
+def test_the_verifier_is_judged_by_factor_and_against_noise(run: Callable, tmp_path: Path) -> None:
+    model = write_tokenizer(tmp_path / "model", image_size=64)
+    verifier = write_verifier(tmp_path / "verifier", make_world(64))
+    options = ("--scenes", 4, "--prompts", 3, "--noise", 6)
+    *rows, contest = run("verifier", "--model", model, "--verifier", verifier, *options)
+    assert [row.pop("pictures") for row in rows] == ["clean", "full", "k=8", "k=4"]
+    for row in rows:
+        assert row.pop("scenes") == 4
+        assert {"object", "background", "count"} <= set(row)
+        assert all(0 <= share <= 1 for share in row.values())
+    assert contest.pop("true scene beats noise") in (0, 1 / 3, 2 / 3, 1)
+    assert contest == {"prompts": 3, "of": 6}
