@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.toy_world import SIZES, make_world, tokenizer_model, write_verifier
 from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training import clip, tokenizer
+from tfgen.training import clip, groups, tokenizer
 from tfgen.training.captions import Captioner
 from tfgen.training.common import cache_folder, learning_rate, load_config
 from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
@@ -170,7 +170,7 @@ def test_a_verifier_learns_a_few_scenes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
-    few = clip.grouped(world, Captioner(world.specs), 1, generator, rng)
+    few = groups.grouped(world, Captioner(world.specs), 1, generator, rng)
     monkeypatch.setattr(clip, "grouped", lambda *_: few)
     monkeypatch.setattr(clip, "learning_rate", lambda *_, **__: 2e-3)
     clip.train(CLIP, tmp_path, "cpu", world, until=12)
@@ -244,8 +244,8 @@ def test_a_group_differs_in_one_factor_only(
     generator = torch.Generator().manual_seed(0)
     for seed in range(20):
         base = world.sample(1, torch.Generator().manual_seed(seed))
-        group = clip.vary(world, base, factor, generator)
-        assert len(group) == clip.GROUP
+        group = groups.vary(world, base, factor, generator)
+        assert len(group) == groups.GROUP
         assert differing(group) <= may_differ
         if factor == "count":
             kinds = {k for k in group.objects.flatten().tolist() if k >= 0}
@@ -260,7 +260,7 @@ def test_a_group_differs_in_one_factor_only(
 
 def test_augmentation_keeps_the_picture_recognisable(world: World) -> None:
     images = world.render(world.sample(4, torch.Generator().manual_seed(0)), 64).images
-    changed = clip.augment(images, torch.Generator().manual_seed(1))
+    changed = groups.augment(images, torch.Generator().manual_seed(1))
     assert changed.shape == images.shape
     assert changed.min() >= 0 and changed.max() <= 1
     off = (changed[:, None] - images).abs().flatten(2).mean(2)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from tfgen.training.captions import (
     REVERSED_WORDS,
     SIZE_WORDS,
     Captioner,
-    Emphasis,
     Mentions,
     fits,
 )
@@ -46,24 +44,14 @@ from tfgen.training.common import (
     load_config,
     save_checkpoint,
 )
+from tfgen.training.groups import GROUP, augment, grouped
 from tfgen.training.tokenizer import HELD_OUT_SEED
-from tfgen.training.world import LAYOUT_INDEX, LAYOUTS, MAX_OBJECTS, Scenes, World
+from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.sprites_tower import SpritesTower
 from tfgen.verifiers.words import WordTokenizer, plural
 
 CONTEXT_LENGTH = 24
-GROUP = 16
-FACTORS = ("object", "colour", "background", "arrangement", "count", "random")
-FACTOR_WEIGHTS = torch.tensor([0.38, 0.20, 0.06, 0.21, 0.07, 0.08])
-EMPHASIS = {
-    "object": Emphasis(background=0.7, colour=0.9),
-    "colour": Emphasis(background=0.7, colour=1.0, natural=1.0),
-    "background": Emphasis(background=1.0),
-    "arrangement": Emphasis(background=0.6, colour=1.0, natural=0.6, relation=1.0),
-    "count": Emphasis(background=0.6, size=1.0, place=1.0),
-    "random": Emphasis(),
-}
 
 
 def model_config(vocab_size: int, width: int) -> dict[str, Any]:
@@ -124,86 +112,6 @@ def contrast_words(captioner: Captioner) -> dict[str, Any]:
         "sizes": [list(w) for w in SIZE_WORDS.values()],
         "places": [list(w) for w in PLACE_PHRASES.values()],
     }
-
-
-def vary(world: World, base: Scenes, factor: str, generator: torch.Generator) -> Scenes:
-    """A group: GROUP copies of one scene that differ in `factor` only."""
-
-    def deal(high: int) -> Tensor:
-        """GROUP different values below `high` (repeating only where there are fewer)."""
-        rounds = math.ceil(GROUP / high)
-        return torch.cat([torch.randperm(high, generator=generator) for _ in range(rounds)])[:GROUP]
-
-    scene = base.to("cpu")[torch.zeros(GROUP, dtype=torch.long)]
-    background, variant, layout = scene.background, scene.variant, scene.layout.clone()
-    objects, colours = scene.objects.clone(), scene.colours.clone()
-    alike = bool((objects[0] == objects[0, 0])[objects[0] >= 0].all())
-    alike &= bool((colours[0] == colours[0, 0])[objects[0] >= 0].all())
-    slots = slice(None) if alike else torch.randint(2, (), generator=generator)
-    spread = (lambda v: v[:, None]) if alike else (lambda v: v)
-    if factor == "object":
-        objects[:, slots] = spread(deal(world.num_objects))
-    elif factor == "colour":
-        colours[:, slots] = spread(deal(len(COLOURS) - 1) + 1)
-    elif factor == "background":
-        background = deal(len(BACKGROUNDS))
-    elif factor == "count":
-        objects[:], colours[:] = objects[:, :1].clone(), colours[:, :1].clone()
-        layout = deal(len(LAYOUTS))
-    elif factor == "arrangement":
-        # Two objects of different kinds and colours, in every order and binding.
-        objects[:] = torch.randperm(world.num_objects, generator=generator)[:MAX_OBJECTS]
-        colours[:] = torch.randperm(len(COLOURS), generator=generator)[:MAX_OBJECTS]
-        draw = deal(8)
-        stacked = torch.tensor([LAYOUT_INDEX["side by side"], LAYOUT_INDEX["stacked"]])
-        layout = stacked[draw & 1]
-        for table, bit in ((objects, 2), (colours, 4)):
-            flipped = (draw & bit).bool()
-            table[flipped, :2] = table[flipped, :2].flip(1)
-    return world.scenes(background, variant, layout, objects, colours)
-
-
-def base_scene(world: World, generator: torch.Generator) -> Scenes:
-    """One scene; half of the time two different objects, the hardest to tell from their swaps."""
-    draw = world.sample(8, generator)
-    pairs = ((draw.counts == 2) & (draw.objects[:, 0] != draw.objects[:, 1])).nonzero()[:, 0]
-    pick = pairs[:1] if len(pairs) and torch.rand((), generator=generator) < 0.4 else slice(0, 1)
-    return draw[pick]
-
-
-def grouped(
-    world: World, captioner: Captioner, groups: int, generator: torch.Generator, rng: random.Random
-) -> tuple[Scenes, list[str], Mentions]:
-    """`groups` groups of scenes with captions that mention what varies within each."""
-    factors = torch.multinomial(FACTOR_WEIGHTS, groups, replacement=True, generator=generator)
-    scenes, captions, mentions = [], [], []
-    for f in factors.tolist():
-        factor = FACTORS[f]
-        if factor == "random":
-            part = world.sample(GROUP, generator)
-        else:
-            part = vary(world, base_scene(world, generator), factor, generator)
-        words, said = captioner.write(part, rng, EMPHASIS[factor])
-        scenes.append(part)
-        captions += words
-        mentions.append(said)
-    fields = Mentions.__dataclass_fields__
-    joined = Mentions(*(torch.cat([getattr(m, f) for m in mentions]) for f in fields))
-    return Scenes.cat(scenes), captions, joined
-
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Small shifts, brightness and noise: what should not change a caption."""
-    n = len(images)
-    padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
-    dx, dy = torch.randint(5, (2,), generator=generator).tolist()
-    images = padded[..., dy : dy + images.shape[-2], dx : dx + images.shape[-1]]
-    gain = 0.94 + 0.12 * torch.rand(n, 1, 1, 1, generator=generator)
-    noise = torch.randn(images.shape, generator=generator) * 0.02
-    soft = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
-    blur = (torch.rand(n, 1, 1, 1, generator=generator) < 0.25).to(images) * 0.8
-    images = torch.lerp(images, soft, blur.to(images.device))
-    return (images * gain.to(images.device) + noise.to(images.device)).clamp(0, 1)
 
 
 class ClipTrainer(nn.Module):
