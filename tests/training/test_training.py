@@ -18,6 +18,7 @@ from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import clip, groups, tokenizer
 from tfgen.training.captions import Captioner
 from tfgen.training.common import cache_folder, learning_rate, load_config
+from tfgen.training.negatives import Negatives, embed, search_failures
 from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import ClipVerifier
 from tfgen.verifiers.contrast import ContrastWords
@@ -193,7 +194,7 @@ def test_the_second_stage_goes_on_from_the_first_on_what_a_search_shows(
 
 
 def test_negatives_are_decoded_prefixes_of_all_three_sorts() -> None:
-    negatives = clip.Negatives(SpritesTokenizer(tokenizer_model(64)), pool=3)
+    negatives = Negatives(SpritesTokenizer(tokenizer_model(64)), pool=3)
     true = torch.zeros(4, 8, dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
     assert negatives.draw(9, true, generator).shape == (6, 3, 64, 64)  # nothing was found yet
@@ -210,12 +211,18 @@ def test_failures_are_found_by_a_search_for_the_caption(world: World) -> None:
     trainer = clip.ClipTrainer(20, 32, world.num_objects, 0.0).eval()
     decoder = SpritesTokenizer(tokenizer_model(64))
     text = torch.nn.functional.normalize(torch.randn(256), dim=0)
-    found = clip.search_failures(
-        trainer, decoder, text, torch.Generator().manual_seed(0), beam=3, candidates=4, length=3
+    found = search_failures(
+        trainer.model,
+        decoder,
+        text,
+        torch.Generator().manual_seed(0),
+        beam=3,
+        candidates=4,
+        length=3,
     )
     assert [len(tokens) for tokens in found] == [3, 3]
     drawn = torch.randint(12, (30, 3), generator=torch.Generator().manual_seed(1))
-    fit = [clip.embed(trainer.model, decoder.decode(t)) @ text for t in (torch.stack(found), drawn)]
+    fit = [embed(trainer.model, decoder.decode(t)) @ text for t in (torch.stack(found), drawn)]
     assert fit[0].max() > fit[1].mean()
 
 
@@ -336,7 +343,7 @@ def test_a_trained_verifier_sees_what_it_was_trained_to(world: World, tmp_path: 
     clip.export(trainer, words, Captioner(world.specs), CLIP["width"], tmp_path / "export")
     images = world.render(world.sample(3, torch.Generator().manual_seed(0)), 64).images
     seen = ClipVerifier.load(tmp_path / "export").embed(images)
-    assert torch.allclose(seen, clip.embed(trainer.model, images), atol=5e-3)
+    assert torch.allclose(seen, embed(trainer.model, images), atol=5e-3)
 
 
 # ---- what both share

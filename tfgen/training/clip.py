@@ -11,7 +11,6 @@ another picture of the batch are masked out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -38,6 +37,7 @@ from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
     EMA,
     Log,
+    arguments,
     cache_folder,
     learning_rate,
     load_checkpoint,
@@ -45,6 +45,7 @@ from tfgen.training.common import (
     save_checkpoint,
 )
 from tfgen.training.groups import GROUP, augment, grouped
+from tfgen.training.negatives import Negatives, embed, search_failures
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.contrast import ContrastWords
@@ -227,83 +228,6 @@ def copy_encoder(folder: Path, tower: SpritesTower) -> None:
     tower.hidden.load_state_dict(encoder.head.state_dict())
 
 
-class Negatives:
-    """Pictures that fit no caption, as a search would come upon them.
-
-    Thirds: random tokens; true tokens of which some early ones are resampled; and a pool of what
-    beam searches against the current model found, refilled a little at a time.
-    """
-
-    def __init__(self, tokenizer: SpritesTokenizer, pool: int = 512):
-        self.tokenizer, self.pool, self.size = tokenizer, [], pool
-
-    def draw(self, n: int, true: Tensor, generator: torch.Generator) -> Tensor:
-        """Pictures Float[<= n, 3, S, S]; true: encoded scenes Int64[N, T] to perturb."""
-        vocab, length = self.tokenizer.vocab_size, self.tokenizer.num_tokens
-        third = n // 3
-        noise = torch.randint(vocab, (third, length), generator=generator)
-        spoilt = true[torch.randint(len(true), (third,), generator=generator)].clone()
-        for row in spoilt:
-            places = torch.randperm(8, generator=generator)[
-                : 2 + int(torch.randint(3, (), generator=generator))
-            ]
-            row[places] = torch.randint(vocab, (len(places),), generator=generator)
-        found = (
-            [
-                self.pool[int(i)]
-                for i in torch.randint(len(self.pool), (third,), generator=generator)
-            ]
-            if self.pool
-            else []
-        )
-        rows = [*noise, *spoilt]
-        lengths = torch.randint(2, length + 1, (len(rows),), generator=generator).tolist()
-        rows = [r[:k] for r, k in zip(rows, lengths, strict=True)] + found
-        return decode_mixed(self.tokenizer, rows)
-
-    def add(self, tokens: list[Tensor]) -> None:
-        self.pool = (self.pool + tokens)[-self.size :]
-
-
-def decode_mixed(tokenizer: SpritesTokenizer, prefixes: list[Tensor]) -> Tensor:
-    """Decode prefixes of different lengths in one pass."""
-    full = torch.zeros(len(prefixes), tokenizer.num_tokens, dtype=torch.long)
-    for row, prefix in zip(full, prefixes, strict=True):
-        row[: len(prefix)] = prefix
-    lengths = torch.tensor([len(p) for p in prefixes])
-    return tokenizer.decode_lengths(full.to(tokenizer.device), lengths.to(tokenizer.device))
-
-
-@torch.no_grad()
-def search_failures(
-    trainer: ClipTrainer,
-    tokenizer: SpritesTokenizer,
-    text: Tensor,
-    generator: torch.Generator,
-    beam: int = 6,
-    candidates: int = 10,
-    length: int = 6,
-) -> list[Tensor]:
-    """A small beam search against the model under training for one caption (features Float[d]);
-    returns the winners' tokens. They look wrong while the model is poor; when it is good some are
-    right, which is why they weigh little."""
-    prefixes = torch.zeros(1, 0, dtype=torch.long)
-    for step in range(length):
-        count = beam * candidates if step == 0 else candidates
-        new = torch.randint(tokenizer.vocab_size, (len(prefixes), count, 1), generator=generator)
-        pool = torch.cat([prefixes[:, None].expand(-1, count, -1), new], 2).flatten(0, 1)
-        seen = embed(trainer.model, tokenizer.decode(pool.to(tokenizer.device)))
-        top = (seen @ text).topk(beam).indices.cpu()
-        prefixes = pool[top]
-    return list(prefixes[:2])
-
-
-@torch.no_grad()
-def embed(model: nn.Module, images: Tensor) -> Tensor:
-    shown = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-    return F.normalize(model.encode_image(shown).float(), dim=-1)
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -333,9 +257,7 @@ def evaluate(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", required=True, help="JSON config")
-    parser.add_argument("--run", default="clip_small", help="name of the run in the cache folder")
+    parser = arguments(__doc__, "clip_small")
     parser.add_argument("--start", type=Path, help="checkpoint of another run to start from")
     parser.add_argument(
         "--tower", type=Path, help="start the image tower from this tokenizer's encoder"
@@ -343,14 +265,9 @@ def main() -> None:
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of a tokenizer: train on its decodes too"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--until", type=int, help="stop at this step (the schedule stays the config's)"
-    )
     parser.add_argument(
         "--export", type=Path, help="write the verifier's files to this folder at the end"
     )
-    parser.add_argument("overrides", nargs="*", help="key=value settings over the config's")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device) if args.tokenizer else None
@@ -453,7 +370,7 @@ def train(
         if negatives is not None and done % config["mine_every"] == 0:
             with torch.no_grad(), autocast:
                 target = trainer.model.encode_text(text[:1], normalize=True).float()[0]
-                negatives.add(search_failures(trainer, tokenizer, target, generator))
+                negatives.add(search_failures(trainer.model, tokenizer, target, generator))
         if done % config["log_every"] == 0:
             log(
                 done,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -33,6 +34,19 @@ def load_config(path: str | Path, overrides: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             config[key] = value
     return config
+
+
+def arguments(doc: str, run: str) -> argparse.ArgumentParser:
+    """A parser with what every training script takes; its first line of help is that of `doc`."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("--config", required=True, help="JSON config")
+    parser.add_argument("--run", default=run, help="name of the run in the cache folder")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--until", type=int, help="stop at this step (the schedule stays the config's)"
+    )
+    parser.add_argument("overrides", nargs="*", help="key=value settings over the config's")
+    return parser
 
 
 class EMA:

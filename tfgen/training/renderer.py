@@ -9,7 +9,6 @@ at 256 pixels. Writes renderer.safetensors into the tokenizer's folder. Resumabl
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from tfgen.tokenizers.sprites_render import SCALE, SpritesRenderer
 from tfgen.training.common import (
     EMA,
     Log,
+    arguments,
     cache_folder,
     learning_rate,
     load_checkpoint,
@@ -32,17 +32,8 @@ from tfgen.training.world import World
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", required=True, help="JSON config")
+    parser = arguments(__doc__, "renderer_small")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    parser.add_argument(
-        "--run", default="renderer_small", help="name of the run in the cache folder"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--until", type=int, help="stop at this step (the schedule stays the config's)"
-    )
-    parser.add_argument("overrides", nargs="*", help="key=value settings over the config's")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device)

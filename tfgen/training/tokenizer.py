@@ -10,7 +10,6 @@ the first tokens mean something.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
     EMA,
     Log,
+    arguments,
     cache_folder,
     learning_rate,
     load_checkpoint,
@@ -134,19 +134,10 @@ def evaluate(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", required=True, help="JSON config")
-    parser.add_argument(
-        "--run", default="tokenizer_small", help="name of the run in the cache folder"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--until", type=int, help="stop at this step (the schedule stays the config's)"
-    )
+    parser = arguments(__doc__, "tokenizer_small")
     parser.add_argument(
         "--export", type=Path, help="write the tokenizer's files to this folder at the end"
     )
-    parser.add_argument("overrides", nargs="*", help="key=value settings over the config's")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     trainer = train(config, cache_folder() / "runs" / args.run, args.device, until=args.until)

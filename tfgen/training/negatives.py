@@ -1,0 +1,87 @@
+"""Pictures that fit no caption, for training the verifier: what a search would come upon."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tfgen.tokenizers.sprites import SpritesTokenizer
+
+
+class Negatives:
+    """Pictures that fit no caption, as a search would come upon them.
+
+    Thirds: random tokens; true tokens of which some early ones are resampled; and a pool of what
+    beam searches against the current model found, refilled a little at a time.
+    """
+
+    def __init__(self, tokenizer: SpritesTokenizer, pool: int = 512):
+        self.tokenizer, self.pool, self.size = tokenizer, [], pool
+
+    def draw(self, n: int, true: Tensor, generator: torch.Generator) -> Tensor:
+        """Pictures Float[<= n, 3, S, S]; true: encoded scenes Int64[N, T] to perturb."""
+        vocab, length = self.tokenizer.vocab_size, self.tokenizer.num_tokens
+        third = n // 3
+        noise = torch.randint(vocab, (third, length), generator=generator)
+        spoilt = true[torch.randint(len(true), (third,), generator=generator)].clone()
+        for row in spoilt:
+            places = torch.randperm(8, generator=generator)[
+                : 2 + int(torch.randint(3, (), generator=generator))
+            ]
+            row[places] = torch.randint(vocab, (len(places),), generator=generator)
+        found = (
+            [
+                self.pool[int(i)]
+                for i in torch.randint(len(self.pool), (third,), generator=generator)
+            ]
+            if self.pool
+            else []
+        )
+        rows = [*noise, *spoilt]
+        lengths = torch.randint(2, length + 1, (len(rows),), generator=generator).tolist()
+        rows = [r[:k] for r, k in zip(rows, lengths, strict=True)] + found
+        return decode_mixed(self.tokenizer, rows)
+
+    def add(self, tokens: list[Tensor]) -> None:
+        self.pool = (self.pool + tokens)[-self.size :]
+
+
+def decode_mixed(tokenizer: SpritesTokenizer, prefixes: list[Tensor]) -> Tensor:
+    """Decode prefixes of different lengths in one pass."""
+    full = torch.zeros(len(prefixes), tokenizer.num_tokens, dtype=torch.long)
+    for row, prefix in zip(full, prefixes, strict=True):
+        row[: len(prefix)] = prefix
+    lengths = torch.tensor([len(p) for p in prefixes])
+    return tokenizer.decode_lengths(full.to(tokenizer.device), lengths.to(tokenizer.device))
+
+
+@torch.no_grad()
+def search_failures(
+    model: nn.Module,
+    tokenizer: SpritesTokenizer,
+    text: Tensor,
+    generator: torch.Generator,
+    beam: int = 6,
+    candidates: int = 10,
+    length: int = 6,
+) -> list[Tensor]:
+    """A small beam search against the model under training for one caption (features Float[d]);
+    returns the winners' tokens. They look wrong while the model is poor; when it is good some are
+    right, which is why they weigh little."""
+    prefixes = torch.zeros(1, 0, dtype=torch.long)
+    for step in range(length):
+        count = beam * candidates if step == 0 else candidates
+        new = torch.randint(tokenizer.vocab_size, (len(prefixes), count, 1), generator=generator)
+        pool = torch.cat([prefixes[:, None].expand(-1, count, -1), new], 2).flatten(0, 1)
+        seen = embed(model, tokenizer.decode(pool.to(tokenizer.device)))
+        top = (seen @ text).topk(beam).indices.cpu()
+        prefixes = pool[top]
+    return list(prefixes[:2])
+
+
+@torch.no_grad()
+def embed(model: nn.Module, images: Tensor) -> Tensor:
+    """Normalised features Float32[N, d] of pictures Float[N, 3, 64, 64] in [0, 1]."""
+    shown = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+    return F.normalize(model.encode_image(shown).float(), dim=-1)
