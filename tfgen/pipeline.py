@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -155,18 +156,20 @@ class Pipeline:
         target = self.verifier.prepare(prompt, tuple(negative))
         for sentence in self.verifier.warnings(prompt):
             warnings.warn(sentence, PromptWarning, stacklevel=2)
+        prior = self.prior.condition(prompt, partial(self.verifier.similarity, target=target))
+        tokenizer = self.tokenizer.for_seed(seed)
         try:
             found = beam_search(
                 target,
-                self.tokenizer,
-                self.prior,
+                tokenizer,
+                prior,
                 self.verifier,
                 settings,
                 seed,
                 callback=callback,
                 progress=progress,
             )
-            image = render(self.tokenizer, found.tokens)
+            image = render(tokenizer, found.tokens)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise TfgenError(
                 f"Out of memory on {self.tokenizer.device}: "
@@ -183,7 +186,7 @@ class Pipeline:
             interrupted=found.interrupted,
             settings=found.settings,
             recipe=self._recipe(prompt, negative, seed, found, image),
-            _tokenizer=self.tokenizer,
+            _tokenizer=tokenizer,
         )
 
     def _recipe(
@@ -295,7 +298,7 @@ def replay(path: str | PathLike[str], *, model: str | None = None, device: str =
             f"({tokenizer.fingerprint()}): give the folder with those weights as --model."
         )
     tokenizer.check(row[None])
-    image = render(tokenizer, row)
+    image = render(tokenizer.for_seed(recipe.get("seed", 0)), row)
     return Replay(
         image=image,
         recipe=recipe,

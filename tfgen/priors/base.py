@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,6 +32,14 @@ class Prior(ABC):
     @abstractmethod
     def for_tokenizer(cls, tokenizer: Tokenizer, folder: Path | None = None) -> Prior:
         """The prior of a model: `folder` is where the model's files are."""
+
+    def condition(self, prompt: str, similarity: Callable[[Tensor], Tensor]) -> Prior:
+        """The prior for one prompt. Most know nothing of prompts, and are returned as they are.
+
+        similarity: picture embeddings of the verifier, Float[M, d] -> Float32[M], how well each
+        picture fits the prompt by the verifier's own text-image similarity.
+        """
+        return self
 
     @abstractmethod
     def log_probs(self, prefixes: Tensor) -> Tensor:

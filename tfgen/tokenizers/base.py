@@ -39,6 +39,11 @@ class Tokenizer(ABC):
         """
         return 16 if self.device.type == "cpu" else 128
 
+    def for_seed(self, seed: int) -> Tokenizer:
+        """The tokenizer for one search. A decoder that starts from noise draws it from this seed,
+        on the CPU; the others are the same for every seed, and returned as they are."""
+        return self
+
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Int64[N, k] -> Float[N, 3, image_size, image_size], for every prefix length k."""

@@ -39,6 +39,17 @@ class Verifier(ABC):
         """Float32[N, d]: the pictures' features. Optional."""
         raise TfgenError(f"The verifier {self.name} has no picture embeddings.")
 
+    def score_embeddings(self, embeddings: Tensor, target: Target) -> Tensor:
+        """What `score` gives pictures with these embeddings: Float[N, d] -> Float32[N]."""
+        raise TfgenError(f"The verifier {self.name} does not score picture embeddings.")
+
+    def similarity(self, embeddings: Tensor, target: Target) -> Tensor:
+        """Text-image similarity of pictures to the prompt alone, Float[N, d] -> Float32[N].
+
+        In logits: a softmax over it is the verifier's own distribution over pictures.
+        """
+        raise TfgenError(f"The verifier {self.name} has no text-image similarity.")
+
     def warnings(self, prompt: str) -> list[str]:
         """Sentences about the prompt that the user should read, such as words it does not know."""
         return []

@@ -277,9 +277,7 @@ class ClipVerifier(Verifier):
 
     @torch.no_grad()
     def score_embeddings(self, embeddings: Tensor, target: Target) -> Tensor:
-        """What `score` gives pictures with these embeddings: Float32[N, d] -> Float32[N]."""
-        if not isinstance(target, ClipTarget):
-            raise TypeError("ClipVerifier.score needs the target that its prepare() returned")
+        _require_clip(target)
         cosine = embeddings @ target.text.T  # [N, 1 + C]
         if self.mode == "cosine" and not target.captions:
             return cosine[:, 0]
@@ -291,6 +289,11 @@ class ClipVerifier(Verifier):
             columns = [0, *(i + 1 for i, f in enumerate(target.factors) if f == factor)]
             score = score + logits[:, columns].log_softmax(1)[:, 0]
         return score
+
+    @torch.no_grad()
+    def similarity(self, embeddings: Tensor, target: Target) -> Tensor:
+        _require_clip(target)
+        return self.model.logit_scale.exp().float() * (embeddings @ target.text[0])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self._half)
@@ -318,6 +321,11 @@ class ClipVerifier(Verifier):
             for axis in (-2, -1):
                 images = _centre(images, axis, size[axis], cfg["fill_color"] / 255)
         return (images - self.mean) / self.std
+
+
+def _require_clip(target: Target) -> None:
+    if not isinstance(target, ClipTarget):
+        raise TypeError("ClipVerifier.score needs the target that its prepare() returned")
 
 
 def _centre(images: Tensor, axis: int, size: int, fill: float) -> Tensor:
