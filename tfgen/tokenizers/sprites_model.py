@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tfgen.tokenizers.subpixel import conv_enlarged
+
 
 @dataclass(frozen=True)
 class SpritesConfig:
@@ -142,14 +144,19 @@ class Painter(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         styles = self.styles(latent)[..., None, None].split([2 * w for w in self.widths], dim=1)
         for i, (conv, norm, style) in enumerate(zip(self.convs, self.norms, styles, strict=True)):
-            if i > 0:
-                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            scale, shift = style.to(x.dtype).chunk(2, dim=1)
-            x = F.silu(torch.addcmul(shift, norm(conv(x)), 1 + scale))
+            x = conv_enlarged(x, conv) if i > 0 else conv(x)
+            x = modulated(norm(x), style)
         return x
 
     def forward(self, latent: Tensor) -> Tensor:
         return F.pixel_shuffle(self.out(self.features(latent)), 2)
+
+
+def modulated(x: Tensor, style: Tensor) -> Tensor:
+    """SiLU of normalised features Float[N, C, H, W] scaled and shifted by a style [N, 2 C, 1, 1]."""
+    scale, shift = style.to(x.dtype).chunk(2, dim=1)
+    x = torch.addcmul(shift, x, 1 + scale)
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class SpritesModel(nn.Module):

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfgen.tokenizers.sprites_model import Layered, SpritesConfig, SpritesModel, compose, place
+from tfgen.tokenizers.sprites_model import (
+    Layered,
+    SpritesConfig,
+    SpritesModel,
+    compose,
+    modulated,
+    place,
+)
+from tfgen.tokenizers.subpixel import conv_enlarged
 
 SCALE = 4
 
@@ -35,9 +43,7 @@ class Enlarger(nn.Module):
         x = features
         styles = self.styles(latent)[..., None, None].split([2 * w for w in self.widths], dim=1)
         for conv, norm, style in zip(self.convs, self.norms, styles, strict=True):
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            scale, shift = style.to(x.dtype).chunk(2, dim=1)
-            x = F.silu(torch.addcmul(shift, norm(conv(x)), 1 + scale))
+            x = modulated(norm(conv_enlarged(x, conv)), style)
         return F.pixel_shuffle(self.out(x), 2)
 
 
