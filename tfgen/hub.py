@@ -87,6 +87,11 @@ MODELS: dict[str, Model] = {
 }
 
 
+def cache_folder() -> Path:
+    """Where tfgen keeps what it fetched or computed: $TFGEN_CACHE, else ~/.cache/tfgen."""
+    return Path(os.environ.get("TFGEN_CACHE") or "~/.cache/tfgen").expanduser()
+
+
 def locate(name: str, role: str = "tokenizer") -> Path:
     """The folder with the weights of `name`: a packaged model of that role, or a local folder.
 

@@ -16,10 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-
-def cache_folder() -> Path:
-    """Where sprites and checkpoints live: $TFGEN_CACHE, else ~/.cache/tfgen."""
-    return Path(os.environ.get("TFGEN_CACHE") or "~/.cache/tfgen").expanduser()
+from tfgen.hub import cache_folder as cache_folder  # where sprites and checkpoints live
 
 
 def load_config(path: str | Path, overrides: list[str]) -> dict[str, Any]:
