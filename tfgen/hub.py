@@ -37,7 +37,7 @@ PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 class Model:
     """A model that tfgen knows by name."""
 
-    role: Literal["tokenizer", "verifier"]
+    role: Literal["tokenizer", "verifier", "prior"]
     about: str
     licence: str
     hub_id: str | None = None
@@ -85,6 +85,22 @@ MODELS: dict[str, Model] = {
         supported=False,
     ),
 }
+_FLEXAR = {  # on FlexTok's tokens: blocks * 16 * width² parameters, embedding, head and text MLP
+    "113M": 217_000_000,
+    "382M": 536_000_000,
+    "1B": 1_372_000_000,
+    "3B": 3_361_000_000,
+}
+MODELS |= {
+    f"flexar-{size.lower()}": Model(
+        "prior",
+        f"FlexAR {size}, trained on text; tokens of flextok-d18-d28-dfn",
+        "see its model card",
+        hub_id=f"EPFL-VILAB/FlexAR-{size}-T2I",
+        parameters=parameters,
+    )
+    for size, parameters in _FLEXAR.items()
+}
 
 
 def cache_folder() -> Path:
@@ -114,7 +130,7 @@ def locate(name: str, role: str = "tokenizer") -> Path:
         return path
     if path.is_file():
         raise InputError(f"{name!r} is a file: give the folder that holds the {role}'s files.")
-    if _looks_like_a_path(name):
+    if looks_like_a_path(name):
         raise InputError(f"There is no folder {name!r} to load a {role} from.")
     known = [known for known, model in MODELS.items() if model.role == role]
     raise unknown(role, name, known + ALSO[role])
@@ -141,17 +157,23 @@ def load_tokenizer(name: str, device: torch.device) -> Tokenizer:
 
 
 def load_prior(name: str, model: str, tokenizer: Tokenizer) -> Prior:
-    """A prior by name, for this model and its tokenizer."""
+    """A prior for this model and its tokenizer: by name, or KIND:SOURCE for one with files of its
+    own (a folder or a repository on the hub), such as flexar:~/my-flexar."""
     from tfgen.priors import PRIORS
 
-    if name not in PRIORS:
-        raise unknown("prior", name, PRIORS)
-    return PRIORS[name].for_tokenizer(tokenizer, locate(model))
+    kind, _, source = name.partition(":")
+    published = MODELS.get(name)
+    if published is not None and published.role == "prior":
+        kind, source = "flexar", published.hub_id or str(WEIGHTS / name)
+    if kind not in PRIORS or (source and kind != "flexar"):
+        own = [known for known, known_model in MODELS.items() if known_model.role == "prior"]
+        raise unknown("prior", name, [*PRIORS, *own, "flexar:FOLDER_OR_HUB_ID"])
+    return PRIORS[kind].for_tokenizer(tokenizer, Path(source) if source else locate(model))
 
 
 def load_verifier(name: str, device: torch.device, score: str) -> Verifier:
     """A verifier by name, local folder, or open_clip name such as `ViT-B-32/laion2b_s34b_b79k`."""
-    is_path = _looks_like_a_path(name) or Path(name).is_dir()
+    is_path = looks_like_a_path(name) or Path(name).is_dir()
     is_open_clip = "/" in name and not is_path
     source = name if is_open_clip else str(locate(name, "verifier"))
     from tfgen.verifiers import VERIFIERS
@@ -159,8 +181,46 @@ def load_verifier(name: str, device: torch.device, score: str) -> Verifier:
     return resolve_name(VERIFIERS["clip"]).load(source, device, score=score)
 
 
-def _looks_like_a_path(name: str) -> bool:
+def looks_like_a_path(name: str) -> bool:
+    """Whether a name is meant as a path, even where nothing is there."""
     return name.startswith((".", "/", "~"))
+
+
+def download(repository: str, file: str) -> Path:
+    """A file of a Hugging Face repository, from the hub's cache or the hub.
+
+    Raises InputError where there is no such repository or file, TfgenError where it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except HFValidationError as error:
+        raise InputError(f"{repository!r} is no hub repository: write OWNER/NAME.") from error
+    except LocalEntryNotFoundError as error:
+        raise TfgenError(
+            f"{file} of {repository} is not on this machine and cannot be downloaded: run again "
+            "with a network, or give a folder that holds the repository's files."
+        ) from error
+    except EntryNotFoundError as error:
+        raise InputError(f"{repository} on the hub has no {file}: name another model.") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"There is no repository {repository!r} on the hub that you may read: name another "
+            "model, or log in with `hf auth login`."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TfgenError(
+            f"{file} of {repository} cannot be had ({reason}): try again later."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

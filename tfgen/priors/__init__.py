@@ -1,12 +1,14 @@
 """What to try next. A new prior is one file here and one line in `PRIORS`."""
 
 from tfgen.priors.base import Prior
+from tfgen.priors.flexar import FlexARPrior
 from tfgen.priors.frequency import FrequencyPrior
 from tfgen.priors.uniform import UniformPrior
 
 PRIORS: dict[str, type[Prior]] = {
     "uniform": UniformPrior,
     "frequency": FrequencyPrior,
+    "flexar": FlexARPrior,
 }
 
-__all__ = ["PRIORS", "FrequencyPrior", "Prior", "UniformPrior"]
+__all__ = ["PRIORS", "FlexARPrior", "FrequencyPrior", "Prior", "UniformPrior"]
