@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_json, read_safetensors
+from tfgen.packing import unpack
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, paint
@@ -48,12 +49,12 @@ class SpritesTokenizer(Tokenizer):
         """
         folder = Path(folder)
         cfg, model = _create(folder / CONFIG_FILE)
-        tensors = {k: v.float() for k, v in read_safetensors(folder / WEIGHTS_FILE).items()}
+        tensors = unpack(read_safetensors(folder / WEIGHTS_FILE))
         load_weights(model, tensors, folder / WEIGHTS_FILE)
         renderer = None
         if (folder / RENDERER_FILE).is_file():
             renderer = SpritesRenderer(cfg).to(device)
-            tensors = {k: v.float() for k, v in read_safetensors(folder / RENDERER_FILE).items()}
+            tensors = unpack(read_safetensors(folder / RENDERER_FILE))
             load_weights(renderer, tensors, folder / RENDERER_FILE)
         return cls(model.to(device), renderer)
 

@@ -153,7 +153,7 @@ class Painter(nn.Module):
 
 
 def modulated(x: Tensor, style: Tensor) -> Tensor:
-    """SiLU of normalised features Float[N, C, H, W] scaled and shifted by a style [N, 2 C, 1, 1]."""
+    """SiLU of normalised features Float[N, C, H, W] under scales and shifts Float[N, 2 C, 1, 1]."""
     scale, shift = style.to(x.dtype).chunk(2, dim=1)
     x = torch.addcmul(shift, x, 1 + scale)
     return F.silu(x, inplace=not torch.is_grad_enabled())

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tfgen.packing import pack
 from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, compose, paint, place
@@ -146,11 +147,10 @@ def main() -> None:
 
 
 def export(trainer: TokenizerTrainer, folder: Path) -> None:
-    """Write tokenizer.safetensors (float16, without the attribute heads) and tokenizer.json; the
+    """Write tokenizer.safetensors (packed, without the attribute heads) and tokenizer.json; the
     search defaults of an existing tokenizer.json stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.half().contiguous() for k, v in trainer.model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE)
+    save_file(pack(trainer.model.state_dict()), folder / WEIGHTS_FILE)
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text()) if path.exists() else {"search_defaults": {}}
     config |= {"kind": "sprites", "model": asdict(trainer.cfg)}
