@@ -1,0 +1,37 @@
+"""Weights stored small come back nearly the same."""
+
+from __future__ import annotations
+
+import torch
+
+from tfgen.packing import LARGE, SCALE, pack, unpack
+
+
+def test_large_matrices_become_int8_and_come_back_within_half_a_step():
+    torch.manual_seed(0)
+    weight = torch.randn(400, LARGE // 400) * torch.logspace(-3, 1, 400)[:, None]
+    packed = pack({"weight": weight})
+    assert packed["weight"].dtype == torch.int8
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert ((unpack(packed)["weight"] - weight).abs() <= 0.501 * step).all()
+
+
+def test_small_tensors_are_float16_and_whole_numbers_stay():
+    packed = pack({"bias": torch.linspace(-1, 1, 7), "steps": torch.tensor([3])})
+    assert packed["bias"].dtype == torch.float16
+    assert packed["steps"].dtype == torch.int64
+    torch.testing.assert_close(unpack(packed)["bias"], torch.linspace(-1, 1, 7), atol=1e-3, rtol=0)
+
+
+def test_a_row_of_zeros_stays_zero():
+    weight = torch.randn(2, LARGE)
+    weight[0] = 0
+    assert (unpack(pack({"w": weight}))["w"][0] == 0).all()
+
+
+def test_files_without_int8_are_read_as_float32():
+    assert unpack({"w": torch.ones(2, 2, dtype=torch.float16)})["w"].dtype == torch.float32
+
+
+def test_no_scale_is_left_among_the_weights():
+    assert not any(name.endswith(SCALE) for name in unpack(pack({"w": torch.ones(2, LARGE)})))

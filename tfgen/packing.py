@@ -1,0 +1,43 @@
+"""How weights are stored small: float16, and large matrices as int8 with one scale a row.
+
+A row of a matrix is rounded to 255 steps between minus and plus its largest weight. Networks are
+unpacked to float32 when they are loaded, so packing costs bytes in the file only and no time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LARGE = 200_000
+"""Matrices of at least this many weights are stored as int8."""
+
+SCALE = ".int8_scale"
+
+
+def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are stored: large matrices int8, with their scales Float32[rows, 1] under the
+    name + SCALE; other floating-point tensors float16; whatever else as it is."""
+    packed = {}
+    for name, value in tensors.items():
+        value = value.detach().cpu()
+        if value.is_floating_point() and value.ndim == 2 and value.numel() >= LARGE:
+            scale = value.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+            packed[name] = (value / scale).round().to(torch.int8)
+            packed[name + SCALE] = scale
+        else:
+            packed[name] = value.half() if value.is_floating_point() else value
+        packed[name] = packed[name].contiguous()
+    return packed
+
+
+def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `pack` stored, floating-point tensors as float32; files without int8 are fine too."""
+    unpacked = {}
+    for name, value in tensors.items():
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in tensors:
+            continue
+        if name + SCALE in tensors:
+            value = value.float() * tensors[name + SCALE]
+        unpacked[name] = value.float() if value.is_floating_point() else value
+    return unpacked
