@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 import typer
 
 import tfgen
@@ -23,7 +24,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_every_folder_with_code_is_packaged() -> None:
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tfgen").rglob("*.py")}
-    names = {".".join(folder.parts) for folder in folders} | {"tfgen_cli"}
+    names = {".".join(folder.parts) for folder in folders} | {"tfgen_cli", "tfgen_benchmarks"}
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == names
 
 
@@ -41,9 +42,10 @@ def test_the_command_is_installed() -> None:
     assert [script.value for script in scripts] == ["tfgen_cli:main"]
 
 
-def test_nothing_called_cli_is_installed() -> None:
-    assert PYPROJECT["tool"]["setuptools"]["package-dir"]["tfgen_cli"] == "cli"
-    assert "cli" not in PYPROJECT["tool"]["setuptools"]["packages"]
+@pytest.mark.parametrize("folder", ["cli", "benchmarks"])
+def test_folders_of_common_names_are_installed_under_ours(folder: str) -> None:
+    assert PYPROJECT["tool"]["setuptools"]["package-dir"][f"tfgen_{folder}"] == folder
+    assert folder not in PYPROJECT["tool"]["setuptools"]["packages"]
 
 
 def test_the_embedded_weights_are_small_and_hold_no_pickle() -> None:

@@ -1,0 +1,154 @@
+"""The prompts of SpriteEval: as generated, fair, true, and in words that the verifier knows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tfgen import hub
+from tfgen.spriteeval import SIX_TASKS, SPLITS, TASKS, load
+from tfgen.spriteeval.prompts import alike, generate
+from tfgen.training.backgrounds import BACKGROUNDS
+from tfgen.training.colours import RAMPS
+from tfgen.training.objects import load_objects
+from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.words import WordTokenizer
+
+SMALL = {spec.name: spec for spec in load_objects("small")}
+FOLDER = hub.locate("sprites-clip", "verifier")
+WORDS = ContrastWords.load(FOLDER / "contrast.json")
+PLACES = {place.name: place for place in BACKGROUNDS}
+BOTH = [*load("dev"), *load("test")]
+
+
+@cache
+def generated() -> dict[str, list[dict[str, Any]]]:
+    return generate(tuple(SMALL.values()))
+
+
+def of(task: str, *splits: str) -> list[dict[str, Any]]:
+    return [entry for split in splits or SPLITS for entry in load(split) if entry["tag"] == task]
+
+
+def content(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What is asked for, whatever the words: things without their order, and the background."""
+    things = [
+        (t["class"], t["count"], t.get("color"), *t.get("position", ())) for t in entry["include"]
+    ]
+    return entry["tag"], frozenset(things), entry.get("background")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_files_are_what_the_seed_gives(split: str) -> None:
+    assert load(split) == generated()[split]
+
+
+def test_another_seed_gives_other_prompts() -> None:
+    assert generate(tuple(SMALL.values()), seed=2)["dev"] != generated()["dev"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_each_task_has_forty_prompts(split: str) -> None:
+    assert Counter(entry["tag"] for entry in load(split)) == dict.fromkeys(TASKS, 40)
+
+
+def test_no_prompt_comes_twice() -> None:
+    assert len({entry["prompt"] for entry in BOTH}) == len(BOTH)
+
+
+def test_nothing_is_asked_for_in_both_splits_but_single_objects() -> None:
+    dev, test = ({content(entry) for entry in load(split)} for split in SPLITS)
+    assert {tag for tag, *_ in dev & test} == {"single_object"}
+    assert {content(entry) for entry in of("single_object", "dev")} == dev & test
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_words_say_the_truth(task: str) -> None:
+    """Read by the verifier's own parser, which knows nothing of how the prompts are written."""
+    tokenizer = WordTokenizer.load(FOLDER / "vocabulary.json")
+    for entry in of(task):
+        assert tokenizer.unknown(entry["prompt"]) == [] and tokenizer.fits(entry["prompt"])
+        spans = {}
+        for span in WORDS.parse(entry["prompt"].removeprefix("a photo of "))[1]:
+            spans.setdefault(span.factor, []).append(span.entry)
+        include = entry["include"]
+        names = [WORDS.objects[i]["name"] for i in spans["object"]]
+        assert sorted(names) == sorted(thing["class"] for thing in include)
+        colours = {
+            name: WORDS.colours[i] for name, i in zip(names, spans.get("colour", []), strict=False)
+        }
+        assert colours == {t["class"]: t["color"] for t in include if "color" in t}
+        said = [WORDS.backgrounds[i] for i in spans.get("background", [])]
+        place = entry.get("background")
+        assert said == ([list(PLACES[place].phrases)] if place else [])
+        assert max(spans.get("count", [0])) + 1 == max(thing["count"] for thing in include)
+        relations = [WORDS.relations[i] for i in spans.get("relation", [])]
+        positions = [(t["class"], *t["position"]) for t in include if "position" in t]
+        assert len(relations) == len(positions)
+        for phrases, (name, relation, target) in zip(relations, positions, strict=True):
+            assert phrases[0].removeprefix("to the ") == relation
+            first = 0 if not entry["prompt"].startswith(tuple(phrases)) else 1
+            assert (names[first], names[1 - first]) == (name, include[target]["class"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_asked_for_is_never_a_matter_of_taste(task: str) -> None:
+    for entry in of(task):
+        specs = [SMALL[thing["class"]] for thing in entry["include"]]
+        for spec, thing in zip(specs, entry["include"], strict=True):
+            assert thing.get("color") not in spec.natural_colours
+            plain = entry.get("background", "").removesuffix(" background")
+            assert plain not in (*spec.natural_colours, thing.get("color"))
+        assert len(specs) == 1 or not alike(*specs)
+        colours = [thing["color"] for thing in entry["include"] if "color" in thing]
+        assert len(set(colours)) == len(colours)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_numbers_are_exact_and_one_of_a_kind_is_not(task: str) -> None:
+    for entry in of(task):
+        many = [thing for thing in entry["include"] if thing["count"] > 1]
+        excluded = [{"class": thing["class"], "count": thing["count"] + 1} for thing in many]
+        assert entry.get("exclude", []) == excluded
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "free_phrasing"])
+def test_objects_come_equally_often(split: str, task: str) -> None:
+    counts = Counter(thing["class"] for entry in of(task, split) for thing in entry["include"])
+    assert set(counts) == set(SMALL) and len(set(counts.values())) == 1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_attributes_come_equally_often(split: str) -> None:
+    def even(counts: Counter[Any], values: int) -> bool:
+        return len(counts) == values and max(counts.values()) - min(counts.values()) <= 1
+
+    things = {task: [t for e in of(task, split) for t in e["include"]] for task in TASKS}
+    assert even(Counter(t["count"] for t in things["counting"]), 3)
+    assert even(Counter(t["color"] for t in things["colors"]), len(RAMPS))
+    relations = [t["position"][0] for t in things["position"] if "position" in t]
+    assert even(Counter(relations), 4)
+    assert even(Counter(e["background"] for e in of("background", split)), len(BACKGROUNDS))
+    six = [e["prompt"].startswith("a photo of") for task in SIX_TASKS for e in of(task, split)]
+    assert sum(six) * 2 == len(six)
+
+
+def test_free_phrasing_uses_other_words_than_the_tasks() -> None:
+    templates = {entry["prompt"] for task in TASKS[:-1] for entry in of(task)}
+    free = [entry["prompt"] for entry in of("free_phrasing")]
+    assert not templates & set(free)
+    synonyms = {word for spec in SMALL.values() for word in spec.synonyms}
+    assert sum(any(word in prompt for word in synonyms) for prompt in free) > len(free) / 3
+    for words in (
+        "show me",
+        "there is",
+        "there are",
+        "a picture of",
+        "on top of",
+        "in outer space",
+    ):
+        assert any(words in prompt for prompt in free), words
