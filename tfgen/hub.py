@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -244,8 +246,24 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises InputError on a file that is missing, truncated, damaged or foreign. A pickled
     checkpoint, which can run code when it is loaded, is refused unread.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    with reading_safetensors(path):
+        return load_file(path)
+
+
+def safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The strings in the header of a safetensors file. Raises InputError as `read_safetensors`."""
+    from safetensors import safe_open
+
+    with reading_safetensors(path), safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def reading_safetensors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around whatever opens a safetensors file: raises InputError where it cannot be read."""
+    from safetensors import SafetensorError
 
     path = Path(path)
     if not path.is_file():
@@ -262,7 +280,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{str(path)!r} is a Git LFS pointer and not the weights: run git lfs pull."
         )
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{str(path)!r} is truncated, damaged, or no safetensors file ({error}): "
