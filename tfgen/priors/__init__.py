@@ -1,5 +1,6 @@
 """What to try next. A new prior is one file here and one line in `PRIORS`."""
 
+from tfgen.priors.autoregressive import AutoregressivePrior
 from tfgen.priors.base import Prior
 from tfgen.priors.flexar import FlexARPrior
 from tfgen.priors.frequency import FrequencyPrior
@@ -8,7 +9,15 @@ from tfgen.priors.uniform import UniformPrior
 PRIORS: dict[str, type[Prior]] = {
     "uniform": UniformPrior,
     "frequency": FrequencyPrior,
+    "autoregressive": AutoregressivePrior,
     "flexar": FlexARPrior,
 }
 
-__all__ = ["PRIORS", "FlexARPrior", "FrequencyPrior", "Prior", "UniformPrior"]
+__all__ = [
+    "PRIORS",
+    "AutoregressivePrior",
+    "FlexARPrior",
+    "FrequencyPrior",
+    "Prior",
+    "UniformPrior",
+]

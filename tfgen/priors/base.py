@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tfgen.errors import TfgenError
+from tfgen.errors import InputError, TfgenError
 from tfgen.tokenizers.base import Tokenizer
 
 BRANCHES = ("all", "last")
@@ -40,6 +41,17 @@ class Prior(ABC):
         picture fits the prompt by the verifier's own text-image similarity.
         """
         return self
+
+    def with_guidance(self, scale: float) -> Prior:
+        """The prior with this guidance scale, for those that know the text. Raises InputError."""
+        raise InputError(
+            f"The prior {self.name} takes no guidance: use one that was trained on text, such as "
+            "autoregressive."
+        )
+
+    def options(self) -> dict[str, Any]:
+        """What beside its name tells this prior from others of its kind, for the recipe."""
+        return {}
 
     @abstractmethod
     def log_probs(self, prefixes: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from tfgen.tokenizers.base import Tokenizer
 # tokenizer whose own dependencies are not installed must not be in the way of the others.
 TOKENIZERS: dict[str, str] = {
     "sprites": "tfgen.tokenizers.sprites:SpritesTokenizer",
+    "flextok": "tfgen.tokenizers.flextok:FlexTok",
+    "grid": "tfgen.tokenizers.grid:GridTokenizer",
 }
 
 __all__ = ["TOKENIZERS", "Tokenizer"]
