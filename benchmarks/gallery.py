@@ -1,4 +1,4 @@
-"""The standard prompts as one sheet, uncurated: docs/gallery.png, and the same for the baselines.
+"""What do the standard prompts look like, uncurated, by search and by the baselines?
 
     python benchmarks/gallery.py -o docs/gallery.png                       # the defaults
     python benchmarks/gallery.py -o random.png --method random             # random tokens
@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from tfgen.errors import InputError
 from tfgen.image_io import contact_sheet, save_sheet
 from tfgen.pipeline import Pipeline
 
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="search settings")
     args = parser.parse_args()
+    if not args.prompts.is_file():  # the standard prompts are in the checkout only
+        raise InputError(f"There is no prompt file {str(args.prompts)!r}: give one to --prompts.")
     pipeline = Pipeline.load(device=args.device)
     settings = method_settings(pipeline, args.method)
     settings |= {key: json.loads(value) for key, _, value in (s.partition("=") for s in args.set)}

@@ -1,4 +1,4 @@
-"""What each prefix of held-out scenes decodes to: PSNR per length, and a picture.
+"""What does each prefix of held-out scenes decode to: PSNR by length, and a picture?
 
     python benchmarks/prefixes.py --picture tfgen/weights/sprites/prefixes.png
 

@@ -1,4 +1,4 @@
-"""How far the verifier can be trusted: accuracy factor by factor, and true scenes against noise.
+"""How far can the verifier be trusted, factor by factor, and with true scenes against noise?
 
     python benchmarks/verifier.py --scenes 1000
 

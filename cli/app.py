@@ -13,11 +13,12 @@ import typer
 import tfgen
 from tfgen.errors import TfgenError
 
+from .bench import PASS_ON, bench
 from .generate import INTERRUPTED, generate
 from .models import models
 from .replay import replay
 
-COMMANDS = {"generate": generate, "replay": replay, "models": models}
+COMMANDS = {"generate": generate, "replay": replay, "models": models, "bench": bench}
 ROOT_OPTIONS = {"-h", "--help", "--version"}
 
 ABOUT = """Text to image by searching over the tokens of an ordered tokenizer.
@@ -55,7 +56,7 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for name, command in COMMANDS.items():
-    app.command(name)(interruptible(command))
+    app.command(name, **(PASS_ON if command is bench else {}))(interruptible(command))
 
 
 def show_version(wanted: bool) -> None:
