@@ -1,0 +1,1 @@
+"""The hot loop: tokens to the verifier's embeddings, as fast as the device allows."""
