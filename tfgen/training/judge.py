@@ -1,0 +1,275 @@
+"""Train the judge `sprites-judge`: the detector that says what a picture of the sprite world shows.
+
+    python -m tfgen.training.judge --config tfgen/training/configs/judge_small.json
+
+Resumes from its checkpoint in the cache folder. The judge is the referee of what a search makes, so
+it has nothing in common with what is searched: another architecture than the verifier's or the
+tokenizer's, random initial weights, its own seed and its own stream of scenes (judge_scenes.py). It
+never sees the result of a search, nor a prefix of a scene's tokens. A share of its pictures
+(`decoded_share`) are true scenes that a tokenizer has encoded and decoded at full length, so that
+it knows how a decoder paints; one that does not look like its scene any more is left out.
+
+Every object teaches the cells around its centre what it is, its colour and its box; every cell
+learns whether it is a centre.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tfgen import hub
+from tfgen.judge import OTHER, WEIGHTS_FILE, Judge, Thresholds
+from tfgen.judge_model import Answers, JudgeConfig, JudgeModel, cell_centres
+from tfgen.judge_prompt import CONFIG_FILE, WORDS_FILE
+from tfgen.tokenizers.base import Tokenizer
+from tfgen.training.backgrounds import BACKGROUNDS
+from tfgen.training.captions import Captioner
+from tfgen.training.clip import contrast_words
+from tfgen.training.common import (
+    EMA,
+    Log,
+    arguments,
+    cache_folder,
+    learning_rate,
+    load_checkpoint,
+    load_config,
+    save_checkpoint,
+)
+from tfgen.training.judge_scenes import MIXED, JudgeWorld, Pictures, soften
+from tfgen.training.tokenizer import HELD_OUT_SEED, psnr
+from tfgen.verifiers.contrast import ContrastWords
+
+VISIBLE = 0.6  # an object of which less can be seen is neither asked for nor held against
+FAITHFUL = 24.0  # dB: a decoded scene that is further from its original may show something else
+WEIGHTS = {"centre": 1.0, "object": 1.0, "colour": 0.7, "reach": 5.0, "background": 0.3}
+
+
+def focal(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The penalty-reduced focal loss of CenterNet (arXiv 1904.07850, eq. 1), per centre."""
+    p = torch.sigmoid(logits).clamp(1e-5, 1 - 1e-5)
+    at_centre = (target == 1).float()
+    positive = at_centre * (1 - p) ** 2 * p.log()
+    negative = (1 - target) ** 4 * p**2 * (1 - p).log() * (1 - at_centre)
+    return -((positive + negative) * weight).sum() / at_centre.sum().clamp(min=1)
+
+
+def centre_map(pictures: Pictures, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where centres are: (cells Int64[P, 2] row and column of each object's centre; target
+    Float[N, side, side], 1 at centres with a soft slope around; weight Float[N, side, side], 0
+    around objects that are mostly hidden)."""
+    boxes, n = pictures.boxes, len(pictures.images)
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cells = (middle * side).long().clamp(0, side - 1).flip(1)
+    extent = (boxes[:, 2:] - boxes[:, :2]).amin(1) * side
+    sigma = (0.12 * extent).clamp(0.5, 1.2)[:, None, None]
+    axis = torch.arange(side)
+    far = (axis[None, :, None] - cells[:, :1, None]) ** 2
+    far = far + (axis[None, None] - cells[:, 1:, None]) ** 2  # [P, side, side]
+    slope = torch.exp(-far / (2 * sigma**2))
+    seen = (pictures.visible >= VISIBLE)[:, None, None]
+    rows = pictures.rows[:, None, None].expand_as(slope)
+    target = torch.zeros(n, side, side).scatter_reduce(0, rows, slope * seen, "amax")
+    hidden = torch.zeros(n, side, side).scatter_reduce(
+        0, rows, ((far <= 4) & ~seen).float(), "amax"
+    )
+    return cells, target, torch.maximum(1 - hidden, (target == 1).float())
+
+
+def judge_loss(answers: Answers, pictures: Pictures, other: int) -> dict[str, Tensor]:
+    """What the answers are off by, part by part. `other`: the class that has no colour."""
+    side = answers.centre.shape[1]
+    cells, target, weight = centre_map(pictures, side)
+    # The nine cells around each centre learn its object: Int64[P, 9] rows and columns.
+    around = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2))
+    near = cells[:, None] + around
+    valid = ((near >= 0) & (near < side)).all(2) & (pictures.visible >= VISIBLE)[:, None]
+    p, k = valid.nonzero(as_tuple=True)
+    row, y, x = pictures.rows[p], *near[p, k].unbind(1)
+    objects, colours, boxes = pictures.objects[p], pictures.colours[p], pictures.boxes[p]
+    centre = cell_centres(side, side)[y, x]
+    reach = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], 1)
+    named = objects < other
+    return {
+        "centre": focal(answers.centre, target, weight),
+        "object": F.cross_entropy(answers.objects[row, y, x], objects),
+        "colour": F.cross_entropy(answers.colours[row, y, x][named], colours[named]),
+        "reach": (answers.reach[row, y, x] - reach).abs().mean(),
+        "background": F.cross_entropy(answers.background, pictures.background),
+    }
+
+
+def draw_pictures(
+    world: JudgeWorld,
+    n: int,
+    decoded_share: float,
+    tokenizer: Tokenizer | None,
+    generator: torch.Generator,
+) -> Pictures:
+    """A batch of training pictures; with a tokenizer, `decoded_share` of them are true scenes as it
+    decodes them at full length."""
+    decoded = round(n * decoded_share) if tokenizer else 0
+    parts = [world.paint(world.sample(n - decoded, generator), generator)]
+    if tokenizer and decoded:
+        scenes = world.world.sample(decoded, generator)
+        part = world.paint(world.true(scenes), generator)
+        shown = tokenizer.decode(tokenizer.encode(part.images))
+        faithful = psnr(shown, part.images) >= FAITHFUL
+        part.images = torch.where(faithful[:, None, None, None], shown, part.images)
+        part.rows = part.rows + n - decoded
+        parts.append(part)
+    fields = Pictures.__dataclass_fields__
+    joined = Pictures(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
+    joined.images = soften(joined.images, generator)
+    return joined
+
+
+@torch.no_grad()
+def evaluate(model: JudgeModel, pictures: Pictures, other: int) -> dict[str, float]:
+    """Shares of answers that are right where the objects are known to be (colour: of objects in a
+    given colour, since a natural coat may look the same), and of pictures with as many centres as
+    objects."""
+    answers = Answers(
+        *map(torch.cat, zip(*(model(i) for i in pictures.images.split(64)), strict=True))
+    )
+    side = answers.centre.shape[1]
+    cells, _, _ = centre_map(pictures, side)
+    at = (pictures.rows, cells[:, 0], cells[:, 1])
+    tinted = (pictures.colours > 0) & (pictures.colours < MIXED)
+    right = {
+        "object": answers.objects[at].argmax(1) == pictures.objects,
+        "colour": (answers.colours[at].argmax(1) == pictures.colours)[tinted],
+        "background": answers.background.argmax(1) == pictures.background,
+    }
+    heat = torch.sigmoid(answers.centre)
+    peaks = (heat > 0.4) & (heat == F.max_pool2d(heat, 3, 1, 1))
+    right["count"] = peaks.sum((1, 2)) == torch.bincount(pictures.rows, minlength=len(heat))
+    return {k: round(v.float().mean().item(), 4) for k, v in right.items()}
+
+
+def train(
+    config: dict,
+    folder: Path,
+    world: JudgeWorld,
+    tokenizer: Tokenizer | None = None,
+    until: int | None = None,
+) -> JudgeModel:
+    """Train as `config` says, checkpointing in `folder`; returns the model with EMA weights."""
+    torch.manual_seed(config["seed"])
+    cfg = JudgeConfig(
+        image_size=world.image_size,
+        widths=tuple(config["widths"]),
+        neck=config["neck"],
+        objects=world.other + 1,
+        colours=MIXED + 1,
+        backgrounds=len(BACKGROUNDS),
+    )
+    model = JudgeModel(cfg).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+    )
+    ema = EMA(model, config["ema"])
+    log = Log(folder / "log.jsonl")
+    checkpoint = folder / "checkpoint.safetensors"
+    start = load_checkpoint(checkpoint, model, optimiser, ema)
+    scenes = world.world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
+    held_out = world.paint(world.true(scenes), torch.Generator().manual_seed(HELD_OUT_SEED))
+    steps = config["steps"]
+    last = min(steps, until or steps)
+    for step in range(start, last):
+        generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
+        pictures = draw_pictures(
+            world, config["batch"], config["decoded_share"], tokenizer, generator
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, config["peak_lr"], flat=config["flat"])
+        parts = judge_loss(model(pictures.images), pictures, world.other)
+        loss = sum(WEIGHTS[k] * v for k, v in parts.items())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimiser.step()
+        ema.update(model)
+        done = step + 1
+        if done % config["log_every"] == 0:
+            log(done, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
+        if done % config["save_every"] == 0 or done == last:
+            save_checkpoint(checkpoint, model, optimiser, ema, done)
+            averaged = JudgeModel(cfg)
+            averaged.load_state_dict(ema.state_dict(model))
+            log(done, **evaluate(averaged, held_out, world.other))
+    model.load_state_dict(ema.state_dict(model))
+    return model
+
+
+@torch.no_grad()
+def choose_thresholds(judge: Judge, pictures: Pictures) -> Thresholds:
+    """The thresholds with which the judge names the objects of most pictures exactly: each as often
+    as it is there, and no more. Pictures with an object that is mostly hidden do not count."""
+    clear = set(range(len(pictures.images))) - set(
+        pictures.rows[pictures.visible < VISIBLE].tolist()
+    )
+    true = [Counter[str]() for _ in pictures.images]
+    for row, thing in zip(pictures.rows.tolist(), pictures.objects.tolist(), strict=True):
+        true[row][[*judge.objects, OTHER][thing]] += 1
+    answers = [judge.model(part) for part in pictures.images.split(64)]
+
+    def right(thresholds: Thresholds) -> int:
+        reader = Judge(judge.model, judge.words, judge.backgrounds, thresholds)
+        seen = [s for part in answers for s in reader.read(part)]
+        named = [Counter(d.object for d in s.objects if d.object != OTHER) for s in seen]
+        return sum(
+            named[i] == Counter({k: v for k, v in true[i].items() if k != OTHER}) for i in clear
+        )
+
+    # The strictest first, which wins among equals.
+    grid = itertools.product((0.6, 0.5, 0.4, 0.3), (0.8, 0.7, 0.6, 0.5, 0.4), (0.45, 0.6))
+    return max((Thresholds(*values) for values in grid), key=right)
+
+
+def export(
+    model: JudgeModel,
+    world: JudgeWorld,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    scenes: int = 1000,
+) -> None:
+    """Write the judge's files to a folder: weights in float16, sizes, names, words, and thresholds
+    that are chosen on held-out scenes, half of them true ones as the tokenizer decodes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE)
+    words = contrast_words(Captioner(world.world.specs))
+    names = [b.name for b in BACKGROUNDS]
+    judge = Judge(model, ContrastWords(**words), names, Thresholds())
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED + 1)
+    thresholds = choose_thresholds(judge, draw_pictures(world, scenes, 0.5, tokenizer, generator))
+    config = {"model": asdict(model.cfg), "thresholds": asdict(thresholds), "backgrounds": names}
+    for file, content in ((CONFIG_FILE, config), (WORDS_FILE, words)):
+        (folder / file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = arguments(__doc__, "judge_small")
+    parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="tokenizer: a name or a folder")
+    parser.add_argument("--export", type=Path, help="write the judge's files here at the end")
+    args = parser.parse_args()
+    config = load_config(args.config, args.overrides)
+    tokenizer = hub.load_tokenizer(args.model, torch.device("cpu"))
+    world = JudgeWorld.load(config["tier"], config["variants"])
+    folder = cache_folder() / "runs" / args.run
+    model = train(config, folder, world, tokenizer, until=args.until)
+    if args.export:
+        export(model, world, tokenizer, args.export)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""Scenes to train and measure the judge on, with boxes, and with objects that no word names.
+
+A judge must not lean on the nine layouts, and must be strict: a red blob is no apple. So objects
+stand anywhere (half of the scenes), kinds and colours mix freely, and some of what is painted is
+*other*: a sprite of the larger tiers, a chimera of two sprites, a cross-fade of two, a sprite
+blurred past recognition, a flat silhouette, a shaded blob. Some objects of the world are *mixed*: a
+part in one colour and a part in another, so that no colour word fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfgen.tokenizers.sprites_model import compose, place
+from tfgen.training.colours import COLOURS, RAMPS
+from tfgen.training.objects import ObjectSpec, load_objects
+from tfgen.training.sprites import load_sprites
+from tfgen.training.world import LAYOUT_WEIGHTS, LAYOUTS, Scenes, World
+
+MIXED = len(COLOURS)  # the colour class of an object in two colours
+MAX_PLACED = 5
+CANVAS = 48  # side of a sprite before it is put in its place
+# Freely placed scenes: how often they hold 1 to 5 objects, and how large those are.
+COUNT_WEIGHTS = torch.tensor([0.32, 0.34, 0.15, 0.15, 0.04])
+SIZE_RANGES = torch.tensor([(0.30, 0.92), (0.28, 0.54), (0.26, 0.44), (0.26, 0.42), (0.25, 0.34)])
+OTHERS = ("foreign", "chimera", "cross-fade", "blurred", "silhouette", "blob")
+OTHER_WEIGHTS = torch.tensor([0.42, 0.2, 0.1, 0.1, 0.06, 0.12])
+
+
+@dataclass
+class Placed:
+    """What is to be painted: N scenes of up to MAX_PLACED objects, lower slots first.
+
+    background, variant: Int64[N]; objects Int64[N, MAX_PLACED]: -1 no object, else a class, the
+    number of classes for *other*; colours Int64[N, MAX_PLACED], which may be MIXED; boxes
+    Float[N, MAX_PLACED, 3] centre x, centre y and size of the sprite's square, in fractions of the
+    picture.
+    """
+
+    background: Tensor
+    variant: Tensor
+    objects: Tensor
+    colours: Tensor
+    boxes: Tensor
+
+
+@dataclass
+class Pictures:
+    """Painted scenes and what a detector should say of them.
+
+    images Float[N, 3, S, S]; background Int64[N]; of the P objects: rows Int64[P] their picture,
+    objects Int64[P], colours Int64[P] (as in Placed), boxes Float[P, 4] left, top, right, bottom of
+    what is painted, in fractions of the picture; visible Float[P] the share not painted over.
+    """
+
+    images: Tensor
+    background: Tensor
+    rows: Tensor
+    objects: Tensor
+    colours: Tensor
+    boxes: Tensor
+    visible: Tensor
+
+
+def foreign_objects(specs: Sequence[ObjectSpec], held_out: bool) -> list[int]:
+    """Rows of the full table that are none of `specs` nor could be called by their words; one in
+    eight of them is held out of training."""
+    words = {w for spec in specs for w in spec.words}
+    rows = [
+        i
+        for i, spec in enumerate(load_objects())
+        if not any(phrase in words or phrase.split()[-1] in words for phrase in spec.words)
+    ]
+    return [row for n, row in enumerate(rows) if (n % 8 == 7) == held_out]
+
+
+class JudgeWorld:
+    """A world, the sprites that are foreign to it, and how scenes for a judge are drawn.
+
+    `foreign`: sprites uint8 [F, 4, s, s], premultiplied, that no class of the world names.
+    """
+
+    def __init__(self, world: World, foreign: Tensor, image_size: int = 64):
+        self.world, self.image_size = world, image_size
+        self.other = world.num_objects  # the class of what no word names
+        strangers = World(sizes=(), variants=world.variants, sprites=foreign, specs=world.specs)
+        self.bank = torch.cat([world.sprite_bank(CANVAS), strangers.sprite_bank(CANVAS)])
+
+    @classmethod
+    def load(cls, tier: str = "small", variants: int = 16, held_out: bool = False) -> JudgeWorld:
+        """The world of a tier, with the foreign sprites of the full one (`held_out`: those that
+        training leaves out)."""
+        world = World(tier, (64,), variants)
+        sprites = load_sprites("full", 192)[0][foreign_objects(world.specs, held_out)]
+        return cls(world, F.avg_pool2d(sprites.float(), 2).round().to(torch.uint8))
+
+    def true(self, scenes: Scenes) -> Placed:
+        """The world's own scenes, to be painted as they are."""
+        fill = MAX_PLACED - scenes.objects.shape[1]
+        return Placed(
+            scenes.background,
+            scenes.variant,
+            F.pad(scenes.objects, (0, fill), value=-1),
+            F.pad(scenes.colours, (0, fill)),
+            F.pad(scenes.boxes, (0, 0, 0, fill)),
+        )
+
+    def sample(
+        self, n: int, generator: torch.Generator, other: float = 0.15, mixed: float = 0.06
+    ) -> Placed:
+        """Draw n scenes; `other` and `mixed` are shares of the objects."""
+
+        def draw(high: int, *shape: int) -> Tensor:
+            return torch.randint(high, shape, generator=generator)
+
+        def chance(p: float, *shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator) < p
+
+        boxes = torch.where(
+            chance(0.5, n, 1, 1), laid_out(n, generator), scattered(n, generator)
+        )  # [n, MAX_PLACED, 3]
+        objects = draw(self.world.num_objects, n, MAX_PLACED)
+        colours = 1 + draw(len(COLOURS) - 1, n, MAX_PLACED)
+        colours[chance(0.45, n, MAX_PLACED)] = 0
+        # Four in ten scenes are of one kind, mostly in one colour, and some of them of all but one.
+        kind = chance(0.4, n, 1) & ~(chance(0.25, n, 1) & (draw(MAX_PLACED, n, 1) == slots()))
+        objects = torch.where(kind, objects[:, :1], objects)
+        colours = torch.where(kind & chance(0.7, n, 1), colours[:, :1], colours)
+        objects = objects.masked_fill(chance(other, n, MAX_PLACED), self.other)
+        plain = (objects == self.other) | ~chance(mixed, n, MAX_PLACED)
+        colours = torch.where(plain, colours, MIXED)
+        empty = (boxes[..., 2] == 0) | chance(0.02, n, 1)
+        return Placed(
+            draw(self.world._backgrounds[self.image_size].shape[0], n),
+            draw(self.world.variants, n),
+            objects.masked_fill(empty, -1),
+            colours.masked_fill(empty, 0),
+            boxes,
+        )
+
+    def paint(self, placed: Placed, generator: torch.Generator) -> Pictures:
+        """Paint scenes; the generator draws what *other* and *mixed* objects look like."""
+        size = self.image_size
+        rows, slot = (placed.objects >= 0).nonzero(as_tuple=True)
+        objects, colours = placed.objects[rows, slot], placed.colours[rows, slot].clone()
+        sprites = self._sprites(objects, colours, generator)
+        layers = place(sprites, placed.boxes[rows, slot], size)  # [P, 4, S, S]
+        backgrounds = self.world._backgrounds[size][placed.background, placed.variant].float() / 255
+        images = compose(backgrounds, layers, rows, slot)
+        alpha = torch.zeros(len(images), MAX_PLACED, size, size)
+        alpha[rows, slot] = layers[:, 3]
+        hidden = torch.ones_like(alpha)
+        for s in range(MAX_PLACED - 1):
+            hidden[:, s] = (1 - alpha[:, s + 1 :]).prod(1)
+        area = alpha.sum((2, 3)).clamp(min=1e-3)
+        visible = ((alpha * hidden).sum((2, 3)) / area)[rows, slot]
+        boxes = extents(layers[:, 3])
+        return Pictures(images, placed.background, rows, objects, colours, boxes, visible)
+
+    def _sprites(self, objects: Tensor, colours: Tensor, generator: torch.Generator) -> Tensor:
+        """What is painted for each object, Float[P, 4, CANVAS, CANVAS]; a *mixed* object whose two
+        colours look alike becomes one of plain colour (in place)."""
+        sprites = self.bank[objects, colours % MIXED].float() / 255  # not yet the others, the mixed
+        for p in ((objects < self.other) & (colours == MIXED)).nonzero()[:, 0].tolist():
+            first, second = torch.randperm(len(COLOURS), generator=generator)[:2].tolist()
+            pair = self.bank[objects[p], [first, second]].float() / 255
+            mask = halves(generator)
+            differs = ((pair[0] - pair[1]).abs().sum(0) * pair[0, 3]).sum() / pair[0, 3].sum()
+            clear = differs > 0.45
+            sprites[p] = torch.lerp(pair[0], pair[1], mask) if clear else pair[0]
+            colours[p] = MIXED if clear else first
+        strange = (objects == self.other).nonzero()[:, 0].tolist()
+        kinds = torch.multinomial(OTHER_WEIGHTS, len(strange) + 1, True, generator=generator)
+        for p, kind in zip(strange, kinds.tolist(), strict=False):
+            sprites[p] = self.stranger(OTHERS[kind], generator)
+        return sprites
+
+    def stranger(self, kind: str, generator: torch.Generator) -> Tensor:
+        """One object of a sort of OTHERS: premultiplied RGBA Float[4, CANVAS, CANVAS]."""
+
+        def uniform(low: float, high: float) -> float:
+            return low + (high - low) * torch.rand((), generator=generator).item()
+
+        def pick(low: int, high: int) -> int:
+            return int(torch.randint(low, high, (), generator=generator))
+
+        known, total = self.world.num_objects, len(self.bank)
+        colour = 0 if uniform(0, 1) < 0.4 else pick(1, len(COLOURS))
+        if kind == "foreign":
+            return self.bank[pick(known, total), colour].float() / 255
+        first = pick(0, known)
+        sprite = self.bank[first, colour].float() / 255
+        if kind in ("chimera", "cross-fade"):
+            second = (first + pick(1, known)) % known
+            again = colour if uniform(0, 1) < 0.7 else pick(0, len(COLOURS))
+            stranger = self.bank[second, again].float() / 255
+            mask = halves(generator) if kind == "chimera" else uniform(0.38, 0.62)
+            return sprite + (stranger - sprite) * mask
+        if kind == "blurred":
+            return blur(sprite[None], uniform(5.0, 8.0))[0]
+        if kind == "silhouette":
+            alpha = blur(sprite[None, 3:], uniform(0.6, 1.8))[0]
+            light = torch.full_like(alpha, uniform(0.35, 0.65))
+        else:
+            alpha, light = blob(generator)
+        ramp = torch.tensor(list(RAMPS.values()))[pick(0, len(RAMPS))] / 255  # dark, mid, light
+        level = 2 * light.clamp(0, 1)
+        dark, mid, bright = ramp[:, :, None, None]
+        rgb = torch.where(
+            level < 1, torch.lerp(dark, mid, level), torch.lerp(mid, bright, level - 1)
+        )
+        return torch.cat([rgb * alpha, alpha])
+
+
+def slots() -> Tensor:
+    return torch.arange(MAX_PLACED)[None]
+
+
+def laid_out(n: int, generator: torch.Generator) -> Tensor:
+    """Boxes Float[n, MAX_PLACED, 3] of the world's layouts, shaken a little; size 0: no object."""
+    table = torch.zeros(len(LAYOUTS), MAX_PLACED, 3)
+    for i, layout in enumerate(LAYOUTS):
+        table[i, : len(layout.slots)] = torch.tensor(layout.slots)
+    boxes = table[torch.multinomial(LAYOUT_WEIGHTS, n, True, generator=generator)]
+    shake = torch.rand(n, MAX_PLACED, 3, generator=generator) * 2 - 1
+    centres = boxes[..., :2] + 0.035 * shake[..., :2]
+    return torch.cat([centres, boxes[..., 2:] * (1 + 0.12 * shake[..., 2:])], 2)
+
+
+def scattered(n: int, generator: torch.Generator) -> Tensor:
+    """Boxes Float[n, MAX_PLACED, 3] anywhere, overlapping little; size 0: no object."""
+    count = torch.multinomial(COUNT_WEIGHTS, n, True, generator=generator)
+    low, high = SIZE_RANGES[count].unsqueeze(1).unbind(2)  # [n, 1] each
+    size = low + (high - low) * torch.rand(n, MAX_PLACED, generator=generator)
+    size = size.masked_fill(slots() > count[:, None], 0.0)
+    centres = torch.zeros(n, MAX_PLACED, 2)
+    for s in range(MAX_PLACED):
+        # Of sixteen places the first that is free, or else the one that is least taken.
+        margin = 0.42 * size[:, None, s, None]
+        tries = margin + (1 - 2 * margin) * torch.rand(n, 16, 2, generator=generator)
+        apart = (tries[:, :, None] - centres[:, None, :s]).abs().amax(3)  # [n, 16, s]
+        need = 0.42 * (size[:, None, :s] + size[:, s, None, None])
+        room = (apart - need).amin(2) if s else torch.ones(n, 16)
+        best = (room.clamp(max=0) - 1e-6 * torch.arange(16)).argmax(1)
+        centres[:, s] = tries[torch.arange(n), best]
+    return torch.cat([centres, size[..., None]], 2)
+
+
+def extents(alpha: Tensor) -> Tensor:
+    """Left, top, right, bottom of what alpha Float[P, S, S] covers, in fractions: Float[P, 4]."""
+    size = alpha.shape[-1]
+    covered = alpha > 0.35
+    sides = []
+    for dim in (1, 2):  # the columns, the rows that are covered
+        line = covered.any(dim).float()
+        first = line.argmax(1)
+        last = size - line.flip(1).argmax(1)
+        sides.append((first / size, last / size))
+    (left, right), (top, bottom) = sides
+    return torch.stack([left, top, right, bottom], 1)
+
+
+def halves(generator: torch.Generator) -> Tensor:
+    """A mask Float[CANVAS, CANVAS] of about one half: what lies beyond a line near the centre."""
+    angle, shift = torch.rand(2, generator=generator).tolist()
+    direction = torch.tensor(angle * 2 * torch.pi)
+    axis = (torch.arange(CANVAS) + 0.5) / CANVAS - 0.5
+    along = axis[None] * direction.cos() + axis[:, None] * direction.sin()
+    return ((along - 0.12 * (2 * shift - 1)) * CANVAS / 2 + 0.5).clamp(0, 1)
+
+
+def blob(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Alpha and brightness, Float[1, CANVAS, CANVAS] each, of a shaded shape that is nothing."""
+    noise = torch.randn(1, 2, 5, 5, generator=generator)
+    smooth = F.interpolate(noise, (CANVAS, CANVAS), mode="bicubic", align_corners=False)[0]
+    axis = ((torch.arange(CANVAS) + 0.5) / CANVAS - 0.5) * 2
+    stretch = 0.7 + 0.6 * torch.rand(2, generator=generator)
+    x, y = axis[None] * stretch[0], axis[:, None] * stretch[1]
+    inside = 0.75 - (x**2 + y**2).sqrt() + 0.13 * smooth[0]
+    alpha = (inside * CANVAS / 4).clamp(0, 1)[None]
+    light = 0.5 - 0.2 * (x + y) / 2 * torch.rand((), generator=generator) + 0.12 * smooth[1]
+    return alpha, light[None]
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of images Float[N, C, H, W], the border repeated."""
+    reach = max(1, round(2.5 * sigma))
+    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    line = (line / line.sum()).to(images)
+    channels = images.shape[1]
+    padded = F.pad(images, (reach,) * 4, mode="replicate")
+    across = F.conv2d(padded, line.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(across, line[:, None].expand(channels, 1, -1, 1), groups=channels)
+
+
+def soften(images: Tensor, generator: torch.Generator) -> Tensor:
+    """What should change no answer: a little blur, resampling, compression, light and noise."""
+    n, size = len(images), images.shape[-1]
+    parts = []
+    for part in images.split(max(1, n // 8)):
+        how, amount = torch.rand(2, generator=generator).tolist()
+        if how < 0.3:
+            part = blur(part, 0.3 + 0.7 * amount)
+        elif how < 0.5:
+            small = F.interpolate(part, size=round(size * (0.68 + 0.3 * amount)), mode="area")
+            part = F.interpolate(small, size=size, mode="bilinear", align_corners=False)
+        elif how < 0.65:
+            part = compress(part, 0.02 + 0.1 * amount)
+        parts.append(part)
+    draw = torch.rand(n, 4, 1, 1, generator=generator) * 2 - 1
+    noise = torch.randn(images.shape, generator=generator)
+    strength = 0.03 * torch.rand(n, 1, 1, 1, generator=generator)
+    # Each channel a little brighter or darker by itself, and all of them together.
+    gain = 1 + 0.03 * draw[:, :3] + 0.07 * draw[:, 3:]
+    return (torch.cat(parts) * gain + strength * noise).clamp(0, 1)
+
+
+def compress(images: Tensor, step: float) -> Tensor:
+    """Coarser frequencies in blocks of 8 x 8, as JPEG leaves them: coefficients rounded to
+    multiples of a step that grows with the frequency."""
+    k = torch.arange(8)
+    basis = torch.cos(torch.pi / 8 * (k[None] + 0.5) * k[:, None]) / 2  # [frequency, pixel]
+    basis[0] /= 2**0.5
+    n, c, h, w = images.shape
+    blocks = images.reshape(n, c, h // 8, 8, w // 8, 8)
+    freq = torch.einsum("fy,ncaybx,gx->ncafbg", basis, blocks, basis)
+    steps = (step * (1 + k[:, None] + k[None]))[:, None, :]
+    freq = (freq / steps).round() * steps
+    return torch.einsum("fy,ncafbg,gx->ncaybx", basis, freq, basis).reshape(images.shape)
