@@ -15,10 +15,17 @@ from tfgen.errors import TfgenError
 
 from .bench import PASS_ON, bench
 from .generate import INTERRUPTED, generate
+from .judge import judge
 from .models import models
 from .replay import replay
 
-COMMANDS = {"generate": generate, "replay": replay, "models": models, "bench": bench}
+COMMANDS = {
+    "generate": generate,
+    "replay": replay,
+    "models": models,
+    "judge": judge,
+    "bench": bench,
+}
 ROOT_OPTIONS = {"-h", "--help", "--version"}
 
 ABOUT = """Text to image by searching over the tokens of an ordered tokenizer.
