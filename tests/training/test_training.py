@@ -16,9 +16,9 @@ from tests.toy_world import SIZES, make_world, tokenizer_model, write_verifier
 from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import clip, groups, tokenizer
-from tfgen.training.captions import Captioner
+from tfgen.training.captions import Captioner, fits
 from tfgen.training.common import cache_folder, learning_rate, load_config
-from tfgen.training.negatives import Negatives, embed, search_failures
+from tfgen.training.negatives import Negatives, embed, odd_ones_out, search_failures
 from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import ClipVerifier
 from tfgen.verifiers.contrast import ContrastWords
@@ -48,6 +48,7 @@ CLIP = {
     "head_weight": 0.3,
     "decoded_share": 0.5,
     "negatives": 6,
+    "odd": 2,
     "mine_every": 2,
     "bf16": False,
     "log_every": 1,
@@ -204,6 +205,31 @@ def test_negatives_are_decoded_prefixes_of_all_three_sorts() -> None:
     assert images.shape == (9, 3, 64, 64)
     found = negatives.tokenizer.decode(torch.tensor([[i, i, i] for i in (2, 3, 4)]))
     assert all(any(torch.allclose(i, f, atol=1e-5) for f in found) for i in images[6:])
+
+
+def test_an_odd_one_out_is_of_another_kind_and_fits_no_caption(world: World) -> None:
+    scenes = odd_ones_out(world, 60, torch.Generator().manual_seed(0))
+    assert set(scenes.counts.tolist()) == {3, 4}
+    for objects in scenes.objects.tolist():
+        kinds = [kind for kind in objects if kind >= 0]
+        assert sorted(map(kinds.count, set(kinds))) == [1, len(kinds) - 1]
+    captioner = Captioner(world.specs)
+    plain = world.sample(300, torch.Generator().manual_seed(1))
+    _, mentions = captioner.write(plain, random.Random(0))
+    assert not fits(mentions, scenes).any()
+
+
+def test_training_starts_from_an_exported_verifier(
+    world: World, tmp_path: Path, unjudged: None
+) -> None:
+    first, words = clip.train(CLIP, tmp_path / "first", "cpu", world, until=1)
+    clip.export(first, words, Captioner(world.specs), CLIP["width"], tmp_path / "exported")
+    config = CLIP | {"peak_lr": 0.0}
+    second, _ = clip.train(
+        config, tmp_path / "second", "cpu", world, model=tmp_path / "exported", until=1
+    )
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], value, rtol=1e-3, atol=1e-3)
 
 
 def test_failures_are_found_by_a_search_for_the_caption(world: World) -> None:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tfgen.hub import load_weights, read_safetensors
+from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import (
@@ -45,7 +47,7 @@ from tfgen.training.common import (
     save_checkpoint,
 )
 from tfgen.training.groups import GROUP, augment, grouped
-from tfgen.training.negatives import Negatives, embed, search_failures
+from tfgen.training.negatives import Negatives, embed, odd_ones_out, search_failures
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.contrast import ContrastWords
@@ -260,6 +262,9 @@ def main() -> None:
     parser = arguments(__doc__, "clip_small")
     parser.add_argument("--start", type=Path, help="checkpoint of another run to start from")
     parser.add_argument(
+        "--model", type=Path, help="folder of an exported verifier to start from; heads start anew"
+    )
+    parser.add_argument(
         "--tower", type=Path, help="start the image tower from this tokenizer's encoder"
     )
     parser.add_argument(
@@ -273,7 +278,7 @@ def main() -> None:
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device) if args.tokenizer else None
     world = World(config["tier"], (64,), device=args.device)
     folder = cache_folder() / "runs" / args.run
-    begin = {"begin": args.start, "tower": args.tower}
+    begin = {"begin": args.start, "model": args.model, "tower": args.tower}
     trainer, words = train(config, folder, args.device, world, tokenizer, until=args.until, **begin)
     if args.export:
         export(trainer, words, Captioner(world.specs), config["width"], args.export)
@@ -286,6 +291,7 @@ def train(
     world: World,
     tokenizer: SpritesTokenizer | None = None,
     begin: Path | None = None,
+    model: Path | None = None,
     tower: Path | None = None,
     until: int | None = None,
 ) -> tuple[ClipTrainer, WordTokenizer]:
@@ -312,6 +318,10 @@ def train(
     start = load_checkpoint(checkpoint, trainer, optimiser, ema)
     if start == 0 and tower is not None:
         copy_encoder(tower, trainer.model.visual.trunk)
+        ema = EMA(trainer, config["ema"])
+    if start == 0 and model is not None:
+        source = model / "open_clip_model.safetensors"
+        load_weights(trainer.model, unpack(read_safetensors(source)), source)
         ema = EMA(trainer, config["ema"])
     if start == 0 and begin is not None:
         load_checkpoint(begin, trainer, optimiser, ema)
@@ -352,6 +362,10 @@ def train(
                 )
                 decoded = tokenizer.decode_lengths(true, lengths.to(device)).float()
                 extra = negatives.draw(config["negatives"], true.cpu(), generator).float()
+                if config["odd"]:
+                    odd = world.render(odd_ones_out(world, config["odd"], generator)).images
+                    redrawn = tokenizer.decode(tokenizer.encode(odd[::2])).float()
+                    extra = torch.cat([extra, odd[1::2], redrawn])
             images[rows] = decoded
             weights[rows[lengths < 4]] = 0.3
         images = augment(images, generator)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.training.colours import COLOURS
+from tfgen.training.world import LAYOUT_INDEX, Scenes, World
 
 
 class Negatives:
@@ -45,6 +47,29 @@ class Negatives:
 
     def add(self, tokens: list[Tensor]) -> None:
         self.pool = (self.pool + tokens)[-self.size :]
+
+
+def odd_ones_out(world: World, n: int, generator: torch.Generator) -> Scenes:
+    """n scenes of three or four objects, one of another kind than the others, half of the time in
+    another colour too.
+
+    No caption says such a thing, and no training scene shows it, but a search comes upon it: three
+    apples and something red pass for four apples with a verifier that has only ever counted. (One
+    in another colour alone would still be "four apples".)
+    """
+    layouts = torch.tensor([LAYOUT_INDEX["row of three"], LAYOUT_INDEX["two by two"]])
+    draw = world.sample(n, generator)
+    layout = layouts[torch.randint(2, (n,), generator=generator)]
+    objects, colours = draw.objects.cpu().clone(), draw.colours.cpu().clone()
+    objects[:], colours[:] = objects[:, :1].clone(), colours[:, :1].clone()
+    rows, odd = torch.arange(n), torch.randint(3, (n,), generator=generator)
+    odd = odd + (layout == layouts[1]) * torch.randint(2, (n,), generator=generator)
+    other = 1 + torch.randint(world.num_objects - 1, (n,), generator=generator)
+    objects[rows, odd] = (objects[rows, odd] + other) % world.num_objects
+    colour = torch.randint(len(COLOURS), (n,), generator=generator)
+    recoloured = torch.rand(n, generator=generator) < 0.5
+    colours[rows, odd] = colour.where(recoloured, colours[rows, odd])
+    return world.scenes(draw.background, draw.variant, layout, objects, colours)
 
 
 def decode_mixed(tokenizer: SpritesTokenizer, prefixes: list[Tensor]) -> Tensor:
