@@ -34,7 +34,4 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     size = f"{row['parameters'] / 1e6:,.0f} M parameters" if row["parameters"] else "?"
     if row["bytes"] is not None:
         size = f"{row['bytes'] / 1e6:,.1f} MB"
-    about = (
-        row["about"] if row["supported"] else f"{row['about']}; not supported yet in this version"
-    )
-    return row["name"], row["role"], row["where"], size, row["licence"], about
+    return row["name"], row["role"], row["where"], size, row["licence"], row["about"]

@@ -260,7 +260,6 @@ def test_a_word_the_verifier_does_not_know_is_said_on_stderr(run: Callable[..., 
         (["fox " * 50], "too long"),
         (["a", "red", "fox"], 'put it in quotes: "a red fox"'),
         ([PROMPT, "--model", "sprits"], "did you mean 'sprites'"),
-        ([PROMPT, "--model", "flextok-d12-in1k"], "not supported yet"),
         ([PROMPT, "--verifier", "clips"], "no verifier 'clips'"),
         ([PROMPT, "--prior", "unifrm"], "did you mean 'uniform'"),
         ([PROMPT, "--score", "sum"], "no score 'sum'"),
@@ -482,13 +481,13 @@ def test_models_lists_names_sizes_and_licences(run: Callable[..., Run]) -> None:
     assert "packaged" in lines["sprites"] and "MB" in lines["sprites"]
     assert "Apache-2.0" in lines["sprites-clip"]
     assert "research only" in lines["flextok-d18-d28-dfn"]
-    assert "not supported yet" in lines["flextok-d18-d28-dfn"]
+    assert "apple-amlr (research only)" in lines["flextok-d18-d28-dfn"]
 
 
 def test_models_as_json(run: Callable[..., Run]) -> None:
     rows = json.loads(run("models", "--json").out)
     assert rows[0]["name"] == "sprites"
-    assert {"name", "role", "where", "bytes", "licence", "hub_id", "supported"} <= set(rows[0])
+    assert {"name", "role", "where", "bytes", "licence", "hub_id"} <= set(rows[0])
 
 
 # With the packaged weights, in a process of its own

@@ -55,11 +55,6 @@ def test_a_missing_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
         hub.locate(str(tmp_path / "model.safetensors"))
 
 
-def test_flextok_is_known_and_said_to_be_unsupported() -> None:
-    with pytest.raises(InputError, match="EPFL-VILAB/flextok_d18_d28_dfn.*not supported yet"):
-        hub.locate("flextok-d18-d28-dfn")
-
-
 def test_a_broken_installation_is_a_failure_not_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +246,6 @@ def test_hub_models_are_listed_with_their_id_whether_or_not_cached(hub_cache: Pa
     assert (other["where"], other["bytes"]) == ("hub", None)
     assert other["hub_id"] == "EPFL-VILAB/flextok_d18_d18_in1k"
     assert other["parameters"] == 949_700_000
-    assert not other["supported"]
 
 
 def test_open_clip_models_in_the_cache_are_listed_and_others_are_not(hub_cache: Path) -> None:

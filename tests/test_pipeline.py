@@ -210,7 +210,6 @@ def test_negatives_need_the_score_contrast(toy_weights: Path) -> None:
         ({"prior": "unifrom"}, "no prior 'unifrom'.*did you mean 'uniform'"),
         ({"device": "gpu"}, "no device 'gpu'.*auto, cpu, cuda"),
         ({"score": "cosin"}, "no score 'cosin'.*did you mean 'cosine'"),
-        ({"model": "flextok-d12-in1k"}, "not supported yet"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from tfgen.verifiers.base import Verifier
 
 WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of a checkpoint on the hub
 DEFAULT_MODEL = "sprites"
 DEFAULT_VERIFIER = "sprites-clip"
 ALSO = {  # what else than a name of MODELS is understood
-    "tokenizer": ["the path of a local folder"],
+    "tokenizer": ["the path of a local folder", "a FlexTok on the Hugging Face hub, OWNER/NAME"],
     "verifier": ["the path of a local folder", "an open_clip name like ViT-B-32/laion2b_s34b_b79k"],
 }
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
@@ -46,7 +48,6 @@ class Model:
     """Its repository on the Hugging Face hub; None: it is in the package, in `WEIGHTS / name`."""
 
     parameters: int | None = None
-    supported: bool = True
 
 
 _RESEARCH = "apple-amlr (research only)"
@@ -60,7 +61,6 @@ MODELS: dict[str, Model] = {
         _RESEARCH,
         hub_id="EPFL-VILAB/flextok_d12_d12_in1k",
         parameters=341_700_000,
-        supported=False,
     ),
     "flextok-d18-in1k": Model(
         "tokenizer",
@@ -68,7 +68,6 @@ MODELS: dict[str, Model] = {
         _RESEARCH,
         hub_id="EPFL-VILAB/flextok_d18_d18_in1k",
         parameters=949_700_000,
-        supported=False,
     ),
     "flextok-d18-d28-in1k": Model(
         "tokenizer",
@@ -76,7 +75,6 @@ MODELS: dict[str, Model] = {
         _RESEARCH,
         hub_id="EPFL-VILAB/flextok_d18_d28_in1k",
         parameters=2_540_900_000,
-        supported=False,
     ),
     "flextok-d18-d28-dfn": Model(
         "tokenizer",
@@ -84,7 +82,6 @@ MODELS: dict[str, Model] = {
         _RESEARCH,
         hub_id="EPFL-VILAB/flextok_d18_d28_dfn",
         parameters=2_540_900_000,
-        supported=False,
     ),
 }
 _FLEXAR = {  # on FlexTok's tokens: blocks * 16 * width² parameters, embedding, head and text MLP
@@ -111,17 +108,15 @@ def cache_folder() -> Path:
 
 
 def locate(name: str, role: str = "tokenizer") -> Path:
-    """The folder with the weights of `name`: a packaged model of that role, or a local folder.
+    """The folder with the weights of `name`: a packaged model of that role, one of the hub, which
+    is downloaded where it is not on this machine yet, or a local folder.
 
     Raises InputError for anything else; for an unknown name it tells the nearest and all known.
     """
     model = MODELS.get(name)
     if model is not None and model.role == role:
-        if not model.supported:
-            raise InputError(
-                f"The {role} {name!r} ({model.hub_id} on the Hugging Face hub) is not supported "
-                f"yet in this version of tfgen: use {DEFAULT_MODEL!r}."
-            )
+        if model.hub_id is not None:
+            return fetch(model.hub_id, name, model.licence)
         if not (WEIGHTS / name).is_dir():
             raise TfgenError(
                 f"The weights of {name!r} are missing in {str(WEIGHTS)!r}: install tfgen again."
@@ -134,23 +129,95 @@ def locate(name: str, role: str = "tokenizer") -> Path:
         raise InputError(f"{name!r} is a file: give the folder that holds the {role}'s files.")
     if looks_like_a_path(name):
         raise InputError(f"There is no folder {name!r} to load a {role} from.")
+    if role == "tokenizer" and name.count("/") == 1:
+        names = {model.hub_id: name for name, model in MODELS.items()}
+        return locate(names[name]) if name in names else fetch(name)
     known = [known for known, model in MODELS.items() if model.role == role]
     raise unknown(role, name, known + ALSO[role])
+
+
+def fetch(repository: str, name: str | None = None, licence: str | None = None) -> Path:
+    """The folder with the files of a checkpoint on the Hugging Face hub: weights, and a config
+    where there is one. Downloads them unless they are in the hub's cache or, for a model with a
+    name of ours, in the folder models/NAME of the cache folder.
+
+    The licence is told on stderr at the first use. Raises InputError where the hub has no such
+    checkpoint, TfgenError where it cannot be downloaded now.
+    """
+    own = cache_folder() / "models" / (name or repository.replace("/", "--"))
+    folder = own
+    if not (own / WEIGHTS_FILE).is_file():
+        try:
+            folder = download(repository, WEIGHTS_FILE).parent
+        except InputError:
+            raise
+        except TfgenError as error:
+            raise TfgenError(
+                f"{name or repository} is not on this machine and cannot be downloaded now: with a "
+                f"network, run `tfgen models fetch {name or repository}`, or put {WEIGHTS_FILE} "
+                f"(and {CONFIG_FILE}, if there is one) of https://huggingface.co/{repository} into "
+                f"the folder {str(own)!r}."
+            ) from error
+        with suppress(TfgenError):  # the config may as well be in the header of the weights
+            download(repository, CONFIG_FILE)
+    if licence:
+        _tell_licence(name or repository, repository, licence)
+    return folder
+
+
+def _tell_licence(name: str, repository: str, licence: str) -> None:
+    """Once, also where all else is quiet: a file in the cache folder remembers that it was told."""
+    told = cache_folder() / "licences" / name
+    if told.exists():
+        return
+    print(
+        f"The weights of {name} are under the licence {licence}, which tfgen's own does not "
+        f"change: read it at https://huggingface.co/{repository}. This is said once.",
+        file=sys.stderr,
+    )
+    with suppress(OSError):  # then it is said again
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.touch()
+
+
+def kind_of(folder: Path) -> str:
+    """The kind of tokenizer that a folder holds, a key of TOKENIZERS: what its tokenizer.json says,
+    or that of a published layout that its config is in. Raises InputError where it is none."""
+    if (folder / "tokenizer.json").exists():
+        return read_json(folder / "tokenizer.json").get("kind", "sprites")
+    config: dict[str, Any] = {}
+    if (folder / WEIGHTS_FILE).is_file():
+        config |= safetensors_metadata(folder / WEIGHTS_FILE)
+    if (folder / CONFIG_FILE).is_file():
+        config |= read_json(folder / CONFIG_FILE)
+    from tfgen.tokenizers.flextok_config import is_flextok
+
+    if is_flextok(config):
+        return "flextok"
+    lacking = "no tokenizer.json"
+    if config or (folder / WEIGHTS_FILE).is_file():
+        lacking += f", and neither {CONFIG_FILE} nor the header of {WEIGHTS_FILE} is a FlexTok's"
+    raise InputError(f"{str(folder)!r} holds no tfgen model: it has {lacking}.")
 
 
 def search_defaults(model: str) -> dict[str, Any]:
     """What a generation with this model uses where the user says nothing.
 
-    The `search_defaults` of its tokenizer.json: fields of SearchSettings, and `prior` and
-    `verifier` by name.
+    Fields of SearchSettings, and `prior` and `verifier` by name: the `search_defaults` of its
+    tokenizer.json, or those of its kind.
     """
-    return dict(read_json(locate(model) / "tokenizer.json").get("search_defaults", {}))
+    folder = locate(model)
+    if kind_of(folder) == "flextok":
+        from tfgen.tokenizers.flextok_config import SEARCH_DEFAULTS
+
+        return dict(SEARCH_DEFAULTS)
+    return dict(read_json(folder / "tokenizer.json").get("search_defaults", {}))
 
 
 def load_tokenizer(name: str, device: torch.device) -> Tokenizer:
     """The tokenizer of a model, by name or local folder."""
     folder = locate(name)
-    kind = read_json(folder / "tokenizer.json").get("kind", "sprites")
+    kind = kind_of(folder)
     from tfgen.tokenizers import TOKENIZERS
 
     if kind not in TOKENIZERS:
@@ -314,16 +381,15 @@ def list_models() -> list[dict[str, Any]]:
     """One row a model: those in the package, in the hub's cache, and on the hub by name.
 
     Keys: name, role, where ("packaged", "cached" or "hub"), bytes (on disk, or None), parameters
-    (or None), licence, hub_id, supported, about. Asks no network.
+    (or None), licence, hub_id, about. Asks no network.
     """
     cached = _cached_repositories()
     rows = []
     for name, model in MODELS.items():
         if model.hub_id is None:
-            size = sum(
-                file.stat().st_size for file in (WEIGHTS / name).rglob("*") if file.is_file()
-            )
-            rows.append(_row(name, model, "packaged", size))
+            rows.append(_row(name, model, "packaged", _size(WEIGHTS / name)))
+        elif (own := cache_folder() / "models" / name).is_dir():
+            rows.append(_row(name, model, "cached", _size(own)))
         elif model.hub_id in cached:
             rows.append(_row(name, model, "cached", cached.pop(model.hub_id)))
         else:
@@ -332,6 +398,10 @@ def list_models() -> list[dict[str, Any]]:
         model = Model("verifier", "an open_clip model", "see its model card", hub_id)
         rows.append(_row(f"hf-hub:{hub_id}", model, "cached", size))
     return rows
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _row(name: str, model: Model, where: str, size: int | None) -> dict[str, Any]:
@@ -343,7 +413,6 @@ def _row(name: str, model: Model, where: str, size: int | None) -> dict[str, Any
         "parameters": model.parameters,
         "licence": model.licence,
         "hub_id": model.hub_id,
-        "supported": model.supported,
         "about": model.about,
     }
 
