@@ -20,7 +20,17 @@ from tfgen import hub
 from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.image_io import load_png, pixel_hash, save_png, to_image
 from tfgen.priors.base import Prior
-from tfgen.search import Progress, SearchResult, SearchSettings, Step, beam_search
+from tfgen.search import (
+    Accounts,
+    EmbeddingSource,
+    Engine,
+    PlainEngine,
+    Progress,
+    SearchResult,
+    SearchSettings,
+    Step,
+    search,
+)
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
 
@@ -47,6 +57,7 @@ class Result:
     verifier_score: float
     steps: list[Step]
     decodes: int
+    accounts: Accounts
     seconds: float
     """Of the search: without loading, and without rendering the final picture."""
 
@@ -83,6 +94,12 @@ class Pipeline:
     defaults: dict[str, Any] = field(default_factory=dict)
     """Fields of SearchSettings that a search uses where the user says nothing."""
 
+    engine: Callable[[Tokenizer, Verifier], Engine] = PlainEngine
+    """Makes what decodes, for each search."""
+
+    cache: EmbeddingSource | None = None
+    """Knows what some prefixes look like, so that they need not be decoded."""
+
     @classmethod
     def load(
         cls,
@@ -118,16 +135,16 @@ class Pipeline:
             defaults,
         )
 
-    def settings(self, **search: Any) -> SearchSettings:
+    def settings(self, **options: Any) -> SearchSettings:
         """The settings of a search: what is given and not None, else the model's defaults.
 
         Raises InputError on a value outside its range or a setting that does not exist.
         """
         known = [field.name for field in fields(SearchSettings)]
-        for name in (*self.defaults, *search):
+        for name in (*self.defaults, *options):
             if name not in known:
                 raise unknown("search setting", name, known)
-        given = {name: value for name, value in search.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
         return SearchSettings(**{**self.defaults, **given})
 
     def generate(
@@ -138,13 +155,13 @@ class Pipeline:
         seed: int = 0,
         callback: Callable[[Step], None] | None = None,
         progress: Callable[[Progress], None] | None = None,
-        **search: Any,
+        **options: Any,
     ) -> Result:
         """Search for the tokens whose picture fits the prompt best.
 
         negative: captions that the picture must not fit; they join the contrast captions.
         seed: same seed, same tokens. callback is called after each step, progress after each batch.
-        search: fields of SearchSettings (beam, candidates, tokens, schedule, prior_strength,
+        options: fields of SearchSettings (beam, candidates, tokens, schedule, prior_strength,
         prior_weight, typicality, budget, batch_size, ...); those left out, or None, take the
         model's defaults.
 
@@ -152,14 +169,14 @@ class Pipeline:
         not know; raises InputError on a prompt or a setting it cannot use, TfgenError on a failure.
         """
         check_prompt(prompt, negative, self.score)
-        settings = self.settings(**search)
+        settings = self.settings(**options)
         target = self.verifier.prepare(prompt, tuple(negative))
         for sentence in self.verifier.warnings(prompt):
             warnings.warn(sentence, PromptWarning, stacklevel=2)
         prior = self.prior.condition(prompt, partial(self.verifier.similarity, target=target))
         tokenizer = self.tokenizer.for_seed(seed)
         try:
-            found = beam_search(
+            found = search(
                 target,
                 tokenizer,
                 prior,
@@ -168,6 +185,8 @@ class Pipeline:
                 seed,
                 callback=callback,
                 progress=progress,
+                engine=self.engine(tokenizer, self.verifier),
+                cache=self.cache,
             )
             image = render(tokenizer, found.tokens)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -182,6 +201,7 @@ class Pipeline:
             verifier_score=found.verifier_score,
             steps=found.steps,
             decodes=found.decodes,
+            accounts=found.accounts,
             seconds=found.seconds,
             interrupted=found.interrupted,
             settings=found.settings,

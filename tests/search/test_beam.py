@@ -6,7 +6,7 @@ import torch
 from tests.toys import ToyPrior, ToyTokenizer, ToyVerifier, rugged
 from tfgen.errors import InputError, TfgenError
 from tfgen.priors import UniformPrior
-from tfgen.search import SEARCHES, SearchSettings, search
+from tfgen.search import SearchSettings, search
 
 
 def run(function=rugged, *, tokenizer=None, prior=None, seed=0, callback=None, progress=None, **s):
@@ -15,7 +15,9 @@ def run(function=rugged, *, tokenizer=None, prior=None, seed=0, callback=None, p
     prior = prior or UniformPrior(tokenizer.vocab_size, tokenizer.num_tokens)
     target = verifier.prepare("a toy")
     settings = SearchSettings(**s)
-    return search("beam", target, tokenizer, prior, verifier, settings, seed, callback, progress)
+    return search(
+        target, tokenizer, prior, verifier, settings, seed, callback=callback, progress=progress
+    )
 
 
 def brute_force(function, vocab_size, lengths):
@@ -163,7 +165,7 @@ def test_a_prior_for_another_codebook_is_refused():
 # stopping early
 
 
-@pytest.mark.parametrize("budget", [1, 4, 5, 6, 17, 30, 31, 10**6])
+@pytest.mark.parametrize("budget", [1, 2, 4, 5, 6, 17, 30, 31, 54, 55, 10**6])
 def test_the_budget_is_never_exceeded_and_the_best_so_far_is_returned(budget):
     seen = []
 
@@ -172,12 +174,23 @@ def test_the_budget_is_never_exceeded_and_the_best_so_far_is_returned(budget):
         return rugged(tokens)
 
     result = run(function, beam=5, candidates=5, budget=budget)
-    full = run(beam=5, candidates=5).decodes
-    assert result.decodes == min(budget, full)
-    assert result.stopped == ("budget" if budget < full else "done")
-    assert not result.interrupted
+    assert result.decodes <= budget
     assert tuple(result.tokens.tolist()) == max(dict.fromkeys(seen), key=rugged)
     assert result.steps[-1].decodes == result.decodes
+    assert result.stopped == ("budget" if budget < 3 else "done")
+
+
+@pytest.mark.parametrize("budget", [3, 4, 17, 30, 54])
+def test_a_search_is_planned_so_that_all_steps_happen_within_the_budget(budget):
+    result = run(beam=5, candidates=5, budget=budget)
+    assert [step.length for step in result.steps] == [1, 2, 3]
+    assert budget - 2 * 5 < result.decodes <= budget  # over is what cannot be shared out evenly
+
+
+def test_a_budget_that_is_just_enough_changes_nothing():
+    assert torch.equal(
+        run(beam=5, candidates=5, budget=55).tokens, run(beam=5, candidates=5).tokens
+    )
 
 
 def test_ctrl_c_in_mid_search_returns_the_best_so_far():
@@ -294,5 +307,4 @@ def test_a_setting_outside_its_range_is_refused(setting, complaint):
 
 def test_an_unknown_search_is_refused_with_the_known_names():
     with pytest.raises(InputError, match="There is no search 'baem'; did you mean 'beam'?"):
-        search("baem")
-    assert "beam" in SEARCHES
+        run(search="baem")

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tfgen.priors.base import Prior
-from tfgen.search.base import SearchResult, SearchSettings, Step, Trail
-from tfgen.search.evaluator import Progress
-from tfgen.tokenizers.base import Tokenizer
-from tfgen.verifiers.base import Target, Verifier
+from torch import Tensor
+
+from tfgen.search.records import SearchResult
+from tfgen.search.trail import Trail
 
 
-def beam_search(
-    target: Target,
-    tokenizer: Tokenizer,
-    prior: Prior,
-    verifier: Verifier,
-    settings: SearchSettings,
-    seed: int = 0,
-    callback: Callable[[Step], None] | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> SearchResult:
+def beam_search(trail: Trail) -> SearchResult:
     """Grow `beam` prefixes step by step; at each, try `candidates` continuations of every one.
 
+        beam = {the empty prefix}
+        for each length of the schedule:
+            pool = for each prefix of the beam, `candidates` continuations to that length
+            beam = the `beam` best of the pool
+        return the best prefix ever seen
+
     Source: "(1D) Ordered Tokens Enable Efficient Test-Time Search" (arXiv 2604.15453), beam search,
-    and its code, SoTo. Where ours differs:
+    and its code, SoTo. Where ours differs, unless the settings say otherwise (presets.SOTO does):
       - The first step draws beam * candidates proposals, as many as the others. SoTo's draws
         `candidates`, as there is one empty parent; but no step decides more than the one that says
-        what the scene is.
+        what the scene is. (first_step)
       - The best prefix ever seen is returned. SoTo returns the best of the last step, which may be
-        worse than an earlier one, as parents do not compete with their children.
+        worse than an earlier one, as parents do not compete with their children. (keep)
       - Candidates are distinct, so that no decode is spent twice; SoTo's uniform prior may repeat
-        itself.
+        itself. (distinct)
       - Equal scores rank by lower tokens, lexicographically; in SoTo, however topk happens to order
         them.
-
-    `callback` is called after each step, `progress` after each batch of decodes. Same seed, same
-    tokens, whatever the batch size. Ctrl-C and a spent budget end the search with the best so far.
     """
-    trail = Trail(target, tokenizer, prior, verifier, settings, seed, callback, progress)
-    beams, candidates = trail.empty, settings.beam * settings.candidates  # beams: [1, 0]
+    return grow(trail, lambda pool: None)
+
+
+def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchResult:
+    """The loop of beam search. roll_out: from a pool Int64[N, k] the continuations Int64[N, M, l]
+    whose pictures it is ranked by; None for its own pictures."""
     with trail:
-        for length in trail.lengths:
-            pool = trail.propose(beams, length, candidates)  # [len(beams) * candidates, length]
-            beams = trail.rank(pool)[: settings.beam]  # [beam, length]
-            candidates = settings.candidates
+        for length in trail.ahead():
+            prefixes, count = trail.parents(length)  # [B, k]
+            pool = trail.propose(prefixes, length, count)  # [B * count, length]
+            trail.rank(pool, rollouts=roll_out(pool))
     return trail.result()

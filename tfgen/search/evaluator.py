@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tfgen.errors import TfgenError, whole_number
+from tfgen.search.accounts import Accounts
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Target, Verifier
 
 
-class BudgetExhausted(TfgenError):
-    """All decodes of the budget are spent: a search ends on it, with the best so far."""
+class Spent(TfgenError):
+    """What was allowed is spent: a search ends on it, with the best so far."""
+
+
+class BudgetExhausted(Spent):
+    """All decodes of the budget are made."""
+
+
+class TimeExhausted(Spent):
+    """There is no time for another batch."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +38,72 @@ class Progress:
     steps: int
     decodes: int  # so far
     best_score: float  # the verifier's, of all pictures so far
+    planned: int = 0  # decodes of the whole search, if no candidate comes up twice
+
+
+class EmbeddingSource(Protocol):
+    """Remembers what prefixes look like to a verifier, such as a cache on disk or an atlas.
+
+    It belongs to one tokenizer, one verifier and, where the decoder draws noise, one seed.
+    """
+
+    def get(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Int64[N, k] -> known Bool[N], embeddings Float32[N, d] (any values where not known)."""
+
+    def put(self, tokens: Tensor, embeddings: Tensor) -> None:
+        """Remember embeddings Float32[N, d], just computed, of the prefixes Int64[N, k]."""
+
+
+class Engine(Protocol):
+    """Tokens to picture embeddings, a pass at a time: the hot loop, which others may do faster.
+
+    Row i of an embedding is what `verifier.embed(tokenizer.decode(pass))` has in row i, up to
+    rounding, and it depends neither on the other rows nor on the other passes of the call.
+    """
+
+    rows: int
+    """Rows of a pass. Fewer, the same in all passes, after the device ran out of memory."""
+
+    passes: int
+    """How many passes it likes to be given at a time, so as to have all its cores at work."""
+
+    def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
+        """Each Int64[rows, k], k the same in all -> of each, Float32[rows, d] on that device."""
+
+
+class PlainEngine:
+    """One pass after the other through the tokenizer and the verifier."""
+
+    def __init__(self, tokenizer: Tokenizer, verifier: Verifier) -> None:
+        self.tokenizer, self.verifier = tokenizer, verifier
+        self.rows = tokenizer.decode_rows
+        self.passes = 1 if tokenizer.device.type == "cpu" else 8
+
+    def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
+        return [self.verifier.embed(self.tokenizer.decode(tokens)) for tokens in passes]
 
 
 class Evaluator:
     """Scores prefixes: `score(tokens)` decodes each distinct prefix once and remembers its score.
 
     A *decode* is one candidate picture decoded and scored. Duplicates and prefixes scored before
-    cost none; with a `budget`, no more than that many are ever made.
+    cost none, nor do those whose embedding the `cache` knows; with a `budget`, no more than that
+    many are ever made.
 
     Scores do not depend on `batch_size`, to the last bit on one device. Networks round differently
     for different numbers of rows (measured on a CPU: every picture of a batch of one differs from
     the same picture in a batch of 16), and one flipped near-tie sends a search elsewhere. Rounding
     scores to a grid does not help: neighbours on two sides of a grid line still flip. So every
-    forward pass has the same shape, `tokenizer.decode_rows` rows, the last one filled up by
-    repeating a row, and which rows share a pass follows from the order of the candidates alone.
-    `batch_size` says how many rows go to the device before the host waits for their scores (rounded
-    up to whole passes; by default one pass on a CPU, eight elsewhere): how often there is progress
-    to see, and how much Ctrl-C loses. Only if the device runs out of memory does the shape change:
-    the rows of a pass are halved, and last bits may differ from then on.
+    forward pass has the same shape, `engine.rows` rows (by default `tokenizer.decode_rows`), the
+    last one filled up by repeating a row; embeddings are scored in the same shape; and which rows
+    share a pass follows from the order of the candidates alone. `batch_size` says how many rows go
+    to the engine before the host waits for their scores (rounded up to whole passes; by default
+    `engine.passes` of them): how often there is progress to see, and how much Ctrl-C loses. Only if
+    the device runs out of memory does the shape change: the rows of a pass are halved, and last
+    bits may differ from then on.
+
+    `deadline`, on the clock of time.perf_counter: no batch starts that would probably end after it,
+    except the very first.
     """
 
     def __init__(
@@ -54,42 +114,68 @@ class Evaluator:
         *,
         batch_size: int | None = None,
         budget: int | None = None,
+        deadline: float = math.inf,
         progress: Callable[[Progress], None] | None = None,
+        engine: Engine | None = None,
+        cache: EmbeddingSource | None = None,
     ) -> None:
         self.tokenizer, self.verifier, self.target = tokenizer, verifier, target
-        self.rows = tokenizer.decode_rows  # of one forward pass
-        passes = 1 if tokenizer.device.type == "cpu" else 8
+        self.engine = engine or PlainEngine(tokenizer, verifier)
+        self.cache = cache
+        self.rows = self.engine.rows  # of one forward pass
+        passes = self.engine.passes
         if batch_size is not None:
             passes = math.ceil(whole_number("batch_size", batch_size, 1) / self.rows)
         self.batch_size = passes * self.rows
         self.budget = None if budget is None else whole_number("budget", budget, 1)
+        self.deadline = deadline
         self.progress = progress
-        self.decodes = 0
+        self.accounts = Accounts()
         self.best_score = -torch.inf
-        self.step = self.steps = 0  # for `progress`; a search that knows them sets them
+        self.step = self.steps = self.planned = 0  # for `progress`; a search sets them
         self._scores: dict[bytes, float] = {}  # by prefix
+        self._news: list[bytes] = []  # the prefixes scored since `news` was last asked
+        # If the verifier has embeddings; one that only passes them on may turn out to have none.
+        self._embeds = type(verifier).embed is not Verifier.embed
+        self._batch_seconds: float | None = None  # of the latest batch
+
+    @property
+    def decodes(self) -> int:
+        return self.accounts.decodes
+
+    @property
+    def left(self) -> float:
+        """Full decodes that the budget still allows; infinite without one."""
+        return math.inf if self.budget is None else max(0.0, self.budget - self.accounts.cost)
 
     def score(self, tokens: Tensor) -> Tensor:
         """Int64[N, k] -> Float32[N] on the CPU, higher is better; -inf where the verifier gave NaN.
 
         Decodes in the order given. Raises BudgetExhausted after the last decode that the budget
-        allows; then, and after Ctrl-C, `known` tells what was scored until there.
+        allows, TimeExhausted when the deadline is near; then, and after Ctrl-C, `known` tells what
+        was scored until there.
         """
         keys = _keys(tokens)
         new: dict[bytes, int] = {}  # each unseen prefix and the first row that holds it
         for row, key in enumerate(keys):
             if key not in self._scores:
                 new.setdefault(key, row)
-        allowed = len(new) if self.budget is None else self.budget - self.decodes
-        todo = list(new.items())[:allowed]
+        if self.cache is not None and self._embeds and new:
+            self._look_up(tokens, new)
+        todo = list(new.items())
+        if self.left < len(todo):
+            todo = todo[: int(self.left + 1e-6)]  # costs of screened pictures are fractions
         for start in range(0, len(todo), self.batch_size):
+            self._check_time()
+            started = time.perf_counter()
             batch_keys, rows = zip(*todo[start : start + self.batch_size], strict=True)
             scores = self._decode_and_score(tokens[list(rows)])
-            self._scores.update(zip(batch_keys, scores, strict=True))
-            self.decodes += len(rows)
-            self.best_score = max(self.best_score, *scores)
-            if self.progress:
-                self.progress(Progress(self.step, self.steps, self.decodes, self.best_score))
+            self._remember(batch_keys, scores)
+            self.accounts.decodes += len(rows)
+            self.accounts.cost += len(rows)
+            self.accounts.verifier_calls += len(rows)
+            self._batch_seconds = time.perf_counter() - started
+            self._report()
         if len(todo) < len(new):
             raise BudgetExhausted(f"The budget of {self.budget} decodes is spent.")
         return self.known(tokens)
@@ -98,12 +184,73 @@ class Evaluator:
         """Int64[N, k] -> Float32[N]: the scores remembered; not-a-number where there is none."""
         return torch.tensor([self._scores.get(key, torch.nan) for key in _keys(tokens)])
 
-    def _decode_and_score(self, tokens: Tensor) -> list[float]:
+    def account(self, kind: Literal["screened", "gradients"], pictures: int, cost: float) -> None:
+        """Charge pictures that were decoded, and shown to the verifier, elsewhere than in `score`.
+
+        cost: of one of them, in full decodes. Ask `left` before the work, as this only counts.
+        """
+        setattr(self.accounts, kind, getattr(self.accounts, kind) + pictures)
+        self.accounts.cost += pictures * cost
+        self.accounts.verifier_calls += pictures
+
+    def news(self) -> list[tuple[list[int], float]]:
+        """The prefixes that `score` scored since this was last asked, with their scores."""
+        news = [(np.frombuffer(key, np.int32).tolist(), self._scores[key]) for key in self._news]
+        self._news.clear()
+        return news
+
+    def restore(self, news: Sequence[tuple[Sequence[int], float]]) -> None:
+        """Remember scores that `news` told in an earlier run."""
+        for tokens, score in news:
+            self._scores[np.array(tokens, np.int32).tobytes()] = score
+            self.best_score = max(self.best_score, score)
+
+    def _remember(self, keys: Sequence[bytes], scores: Tensor) -> None:
+        values = scores.float().where(~scores.isnan(), -torch.inf).tolist()
+        self._scores.update(zip(keys, values, strict=True))
+        self._news.extend(keys)
+        self.best_score = max(self.best_score, *values)
+
+    def _report(self) -> None:
+        if self.progress:
+            self.progress(
+                Progress(self.step, self.steps, self.decodes, self.best_score, self.planned)
+            )
+
+    def _check_time(self) -> None:
+        if self._batch_seconds is None or self.deadline == math.inf:
+            return
+        if time.perf_counter() + self._batch_seconds > self.deadline:
+            raise TimeExhausted("The time is spent.")
+
+    def _look_up(self, tokens: Tensor, new: dict[bytes, int]) -> None:
+        """Score what the cache knows, and strike it from `new`."""
+        keys, rows = list(new), list(new.values())
+        with self.accounts.timed("decode"):
+            known, embeddings = self.cache.get(tokens[rows])
+        hits = known.cpu().nonzero()[:, 0].tolist()
+        for start in range(0, len(hits), self.rows):
+            part = hits[start : start + self.rows]
+            try:
+                with torch.inference_mode():
+                    passed = self._filled(embeddings[part]).to(self.tokenizer.device)
+                    scores = self._score([passed])[: len(part)]
+            except TfgenError:
+                if self.decodes:
+                    raise
+                self._embeds = False  # a cache is of no use to such a verifier
+                return
+            self._remember([keys[i] for i in part], scores)
+            for i in part:
+                del new[keys[i]]
+            self.accounts.cached += len(part)
+        if hits:
+            self._report()
+
+    def _decode_and_score(self, tokens: Tensor) -> Tensor:
         while True:
             try:
-                scores = [self._pass(part) for part in tokens.split(self.rows)]
-                scores = torch.cat(scores).float()
-                return scores.where(~scores.isnan(), -torch.inf).tolist()
+                return self._attempt(tokens)
             except torch.OutOfMemoryError as error:
                 if self.rows == 1:
                     raise TfgenError(
@@ -115,11 +262,37 @@ class Evaluator:
                 torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _pass(self, tokens: Tensor) -> Tensor:
-        """One forward pass of exactly `self.rows` rows."""
-        n = len(tokens)
-        filled = torch.cat([tokens, tokens[-1:].expand(self.rows - n, -1)])
-        return self.verifier.score(self.tokenizer.decode(filled), self.target)[:n]
+    def _attempt(self, tokens: Tensor) -> Tensor:
+        """Float32[N] on the CPU, in passes of exactly `self.rows` rows."""
+        passes = [self._filled(part) for part in tokens.split(self.rows)]
+        with self.accounts.timed("decode"):
+            seen = self._embed(passes)
+            if self.tokenizer.device.type == "cuda":
+                torch.cuda.synchronize(self.tokenizer.device)  # the score would wait for it anyway
+        scores = self._score(seen)[: len(tokens)]
+        if self.cache is not None and self._embeds:
+            with self.accounts.timed("decode"):
+                self.cache.put(tokens, torch.cat(seen)[: len(tokens)].float())
+        return scores
+
+    def _embed(self, passes: list[Tensor]) -> list[Tensor]:
+        """The embeddings of each pass, or its pictures where the verifier has no embeddings."""
+        if self._embeds:
+            try:
+                return self.engine.embed(passes)
+            except TfgenError:
+                if self.decodes:
+                    raise
+                self._embeds = False
+        return [self.tokenizer.decode(tokens) for tokens in passes]
+
+    def _score(self, seen: list[Tensor]) -> Tensor:
+        with self.accounts.timed("score"):
+            score = self.verifier.score_embeddings if self._embeds else self.verifier.score
+            return torch.cat([score(part, self.target) for part in seen]).float().cpu()
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows[-1:].expand(self.rows - len(rows), -1)])
 
 
 def _keys(tokens: Tensor) -> list[bytes]:

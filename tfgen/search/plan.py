@@ -1,0 +1,74 @@
+"""How many candidates each step may have, so that all steps happen within budget and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tfgen.search.settings import SearchSettings
+
+
+class Plan:
+    """What each step of a search wants, and what it gets of what is left.
+
+    wants: decodes of each step, in order, if no candidate comes up twice. Stages that follow the
+    search (completion, refinement) append theirs, so that it leaves them their share.
+    """
+
+    def __init__(
+        self, settings: SearchSettings, start: Tensor, lengths: Sequence[int], vocab_size: int
+    ) -> None:
+        """start: Int64[B, k], the prefixes that the first step extends; lengths: of the prefixes
+        after each step."""
+        self.settings, self.lengths = settings, list(lengths)
+        before = [start.shape[1], *lengths]
+        beams = [len(start), *(settings.beam for _ in lengths[1:])]
+        self._most = [  # candidates of one prefix in each step
+            self._candidates(index, len(start), vocab_size, length - before[index])
+            for index, length in enumerate(lengths)
+        ]
+        self.wants = [
+            beams[index] * most * self.rollouts(index) for index, most in enumerate(self._most)
+        ]
+        if settings.complete:
+            self.wants.append(settings.beam)
+
+    @property
+    def steps(self) -> int:
+        return len(self.wants)
+
+    @property
+    def total(self) -> int:
+        return sum(self.wants)
+
+    def rollouts(self, index: int) -> int:
+        """Pictures of a candidate in step `index` (from 0)."""
+        settings = self.settings
+        early = settings.lookahead_steps is None or index < settings.lookahead_steps
+        ahead = settings.lookahead != 0 and self.lengths[index] < self.lengths[-1]
+        looks = settings.search == "lookahead" and early and ahead
+        return settings.rollouts if looks else 1
+
+    def share(self, index: int, left: float) -> int:
+        """Decodes that step `index` may make, of `left`: what it wants if there is enough for all
+        that are ahead, else in proportion to what each wants, but one at least."""
+        ahead = self.wants[index:]
+        if sum(ahead) <= left:
+            return ahead[0]
+        return max(1, int(left * ahead[0] / sum(ahead)))
+
+    def split(self, index: int, beam: Tensor, share: int) -> tuple[Tensor, int]:
+        """The prefixes that step `index` extends and the candidates of each, for `share` decodes:
+        first fewer candidates, then fewer prefixes."""
+        candidates = max(1, share // self.rollouts(index))
+        beam = beam[:candidates]
+        return beam, min(self._most[index], candidates // len(beam))
+
+    def _candidates(self, index: int, starts: int, vocab_size: int, new_tokens: int) -> int:
+        settings, count = self.settings, self.settings.candidates
+        if index == 0 and settings.first_step == "beam":
+            count = max(1, settings.beam * settings.candidates // starts)
+        if not settings.distinct:
+            return count
+        return min(count, vocab_size ** (1 if settings.branch == "last" else new_tokens))

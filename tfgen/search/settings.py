@@ -1,0 +1,189 @@
+"""What to search with: every setting of every search, validated in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tfgen.errors import InputError, finite_number, unknown, whole_number
+from tfgen.priors.base import BRANCHES
+
+SEARCH_NAMES = ("beam", "lookahead", "best-of-n")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "search": SEARCH_NAMES,
+    "branch": BRANCHES,
+    "first_step": ("beam", "candidates"),
+    "keep": ("best", "last"),
+    "complete": ("greedy", "sample"),
+    "rollout": ("sample", "greedy"),
+    "rollout_score": ("mean", "max"),
+}
+ONLY_FOR = {  # settings that say nothing in the other searches, which therefore refuse them
+    "samples": ("best-of-n",),
+    "lookahead": ("lookahead",),
+    "rollouts": ("lookahead",),
+    "rollout": ("lookahead",),
+    "rollout_score": ("lookahead",),
+    "lookahead_steps": ("lookahead",),
+    "max_children": ("beam", "lookahead"),
+    "complete": ("beam", "lookahead"),
+    "shortlist": ("beam", "lookahead"),
+    "screen": ("beam", "lookahead"),
+    "refine": ("beam", "lookahead"),
+}
+PLANNED = ("shortlist", "screen", "refine")  # settings that nothing implements yet
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What to search with. Raises InputError on a value outside its range."""
+
+    search: Literal["beam", "lookahead", "best-of-n"] = "beam"
+
+    beam: int = 16
+    """Beam width: prefixes kept after each step. From 1."""
+
+    candidates: int = 32
+    """Candidates per beam and step. From 1; more than there are continuations means all of them."""
+
+    tokens: int | None = None
+    """Search prefixes of up to this many tokens. 1 to the tokenizer's num_tokens; None is that."""
+
+    schedule: str | Sequence[int] = "one"
+    """Prefix length after each step; see `prefix_lengths`."""
+
+    start: Sequence[int] | Sequence[Sequence[int]] | None = None
+    """Given tokens that every candidate begins with: one prefix, or several of one length. The
+    schedule's lengths stay what they are; the search takes up those that are longer."""
+
+    branch: Literal["all", "last"] = "all"
+    """In a step of several tokens, a beam's candidates differ in "all" of them or in the "last"."""
+
+    first_step: Literal["beam", "candidates"] = "beam"
+    """The first step draws beam * candidates proposals in all, or `candidates` a start prefix."""
+
+    distinct: bool = True
+    """Candidates are drawn without replacement, and a pool holds none twice. False: with it."""
+
+    max_children: int | None = None
+    """At most so many prefixes of a beam have one parent, from the second step on. From 1."""
+
+    keep: Literal["best", "last"] = "best"
+    """The result is the best prefix ever seen, or that of the last step."""
+
+    complete: Literal["greedy", "sample"] | None = None
+    """After the search, complete the last beam to num_tokens, by the most probable tokens or by
+    draws, and score that too."""
+
+    samples: int | None = None
+    """best-of-n: sequences to draw. From 1; None is what a beam search of these settings draws."""
+
+    lookahead: int | Literal["end"] | None = None
+    """lookahead: tokens of a rollout. From 0, which is none; "end" and -1 go to the end of the
+    search's tokens, as does None."""
+
+    rollouts: int = 1
+    """lookahead: rollouts of each candidate. From 1."""
+
+    rollout: Literal["sample", "greedy"] = "sample"
+    """lookahead: the tokens of a rollout are drawn from p^λ, or the most probable."""
+
+    rollout_score: Literal["mean", "max"] = "mean"
+    """lookahead: what a candidate is ranked by, of the scores of its rollouts."""
+
+    lookahead_steps: int | None = None
+    """lookahead: only in so many first steps; later ones are plain beam search. From 0."""
+
+    prior_strength: float = 0.0
+    """λ: candidates are drawn from p^λ. From 0, which is uniform; 1 is the prior."""
+
+    prior_weight: float = 0.0
+    """w: prefixes are ranked by verifier score + w * typicality. From 0."""
+
+    typicality: bool = True
+    """False: rank by verifier score + w * mean log p instead."""
+
+    shortlist: int | None = None
+    """Codes that the gradient of the verifier's score picks from the whole codebook for each beam
+    and step, to be decoded. From 1."""
+
+    screen: bool = False
+    """Score candidates by a cheap decode first, and only the best of them by the full one."""
+
+    refine: int = 0
+    """Sweeps over the tokens of the result, each re-drawn with the rest fixed. From 0."""
+
+    atlas: bool = True
+    """Where all one-token prefixes are embedded already, the first step looks at all of them."""
+
+    budget: int | None = None
+    """At most this many decodes. From 1; None is no limit. Steps are shrunk so that all happen."""
+
+    time_limit: float | None = None
+    """At most this many seconds, above 0; the search is planned for it, as for a budget. What is
+    found then depends on how fast the machine is."""
+
+    batch_size: int | None = None
+    """See `Evaluator`; results do not depend on it. From 1; None chooses."""
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (name == "complete" and value is None):
+                raise unknown(name, value, choices)
+        for name in ("beam", "candidates", "rollouts"):
+            whole_number(name, getattr(self, name), 1)
+        whole_number("refine", self.refine, 0)
+        optional = {"tokens": 1, "max_children": 1, "samples": 1, "lookahead_steps": 0}
+        optional |= {"shortlist": 1, "budget": 1, "batch_size": 1}
+        for name, low in optional.items():
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), low)
+        for name in ("prior_strength", "prior_weight"):
+            finite_number(name, getattr(self, name), 0)
+        if self.time_limit is not None and finite_number("time_limit", self.time_limit, 0) == 0:
+            raise InputError("time_limit must be a number of seconds above 0, not 0.")
+        if self.lookahead not in (None, "end", -1):
+            _rollout_length(self.lookahead)
+        for name, searches in ONLY_FOR.items():
+            if self.search not in searches and getattr(self, name) != getattr(type(self), name):
+                raise InputError(
+                    f"{name} means nothing to the search {self.search!r}: leave it out, or use "
+                    f"{' or '.join(map(repr, searches))}."
+                )
+        if self.rollout == "greedy" and self.rollouts > 1:
+            raise InputError(
+                f"{self.rollouts} greedy rollouts of a candidate are all the same: use rollouts 1, "
+                "or the rollout 'sample'."
+            )
+        for name in PLANNED:
+            if getattr(self, name):
+                raise InputError(f"{name} is not there yet in this version of tfgen: leave it out.")
+
+    @property
+    def start_prefixes(self) -> list[list[int]]:
+        """`start` as a list of prefixes; [[]], the empty one, where there is none.
+
+        Raises InputError where they are no prefixes of one length.
+        """
+        rows = [[]] if self.start is None else list(self.start)
+        if rows and not isinstance(rows[0], Sequence):
+            rows = [rows]
+        rows = [[whole_number("A token of start", token, 0) for token in row] for row in rows]
+        if not rows or len({len(row) for row in rows}) > 1:
+            raise InputError(
+                "start is one prefix, as in [12, 7], or several of the same length, not "
+                f"{self.start!r}."
+            )
+        return rows
+
+
+def _rollout_length(value: object) -> None:
+    try:
+        whole_number("lookahead", value, 0)
+    except InputError:
+        raise InputError(
+            "lookahead must be a whole number from 0 up, or 'end' (-1) for the end of the search's "
+            f"tokens, not {value!r}."
+        ) from None

@@ -1,0 +1,287 @@
+"""`Trail`: one run of a search. It plans, proposes, ranks, records, and keeps the best prefix."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfgen.errors import InputError, TfgenError, whole_number
+from tfgen.priors.base import Prior
+from tfgen.search.accounts import peak_memory
+from tfgen.search.evaluator import (
+    BudgetExhausted,
+    EmbeddingSource,
+    Engine,
+    Evaluator,
+    Progress,
+    Spent,
+    TimeExhausted,
+)
+from tfgen.search.plan import Plan
+from tfgen.search.ranking import best_picture, rank_pool
+from tfgen.search.records import SearchResult, Step, Stopped
+from tfgen.search.schedule import prefix_lengths
+from tfgen.search.settings import SearchSettings
+from tfgen.search.trace import Trace, end_line, step_line
+from tfgen.tokenizers.base import Tokenizer
+from tfgen.verifiers.base import Target, Verifier
+
+
+class Trail:
+    """One run of a search. Between two steps, all that an algorithm knows is here, in `steps`,
+    `beam`, `generator` and `notes`, so that a run can be taken up again after any of them.
+
+    As a context manager it ends the search quietly, with the best so far, when the budget or the
+    time is spent or on Ctrl-C; a Ctrl-C before anything was scored propagates.
+
+    For those who extend a search:
+      `rank(tokens)` scores any pool of candidates, wherever they come from, and makes a step of it.
+      `evaluator.score(tokens)` scores prefixes without making a step; it costs the same.
+      `tokenizer`, `verifier`, `target`, `prior` are what the search is of (the tokenizer is the one
+      of this seed: see `Tokenizer.for_seed`); work done with them directly is charged by
+      `evaluator.account`.
+      `notes` holds JSON values that a stage wants to find again when the run is taken up; they are
+      in the trace.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tokenizer: Tokenizer,
+        prior: Prior,
+        verifier: Verifier,
+        settings: SearchSettings,
+        seed: int = 0,
+        *,
+        callback: Callable[[Step], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        engine: Engine | None = None,
+        cache: EmbeddingSource | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.target, self.tokenizer, self.prior, self.verifier = target, tokenizer, prior, verifier
+        self.settings, self.callback, self.trace = settings, callback, trace
+        self.seed = whole_number("seed", seed, 0, 2**63 - 1)
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.beam = self._start()  # Int64[B, k], what the next step extends
+        self.lengths = self._lengths()  # of the prefixes after each step of the search
+        if tokenizer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(tokenizer.device)
+        limit = settings.time_limit
+        self.evaluator = Evaluator(
+            tokenizer,
+            verifier,
+            target,
+            batch_size=settings.batch_size,
+            budget=settings.budget,
+            deadline=math.inf if limit is None else self.started + limit,
+            progress=progress,
+            engine=engine,
+            cache=cache,
+        )
+        self.plan = Plan(settings, self.beam, self.lengths, tokenizer.vocab_size)
+        self.evaluator.steps = self.plan.steps
+        self.evaluator.planned = self.plan.total
+        self.steps: list[Step] = []
+        self.notes: dict[str, Any] = {}
+        self.stopped: Stopped = "done"
+        self._kept = [-1] * len(self.beam)  # the beam's rows in the latest pool
+
+    def _start(self) -> Tensor:
+        rows = torch.tensor(self.settings.start_prefixes, dtype=torch.int64)  # [B, k], k from 0
+        if rows.shape[1]:
+            self.tokenizer.check(rows)
+        return rows.to(self.tokenizer.device)
+
+    def _lengths(self) -> list[int]:
+        """The schedule's lengths that are longer than the start."""
+        limit, settings, prior = self.tokenizer.num_tokens, self.settings, self.prior
+        if settings.tokens is not None:
+            limit = whole_number("tokens", settings.tokens, 1, limit)
+        scheduled = prefix_lengths(settings.schedule, limit)
+        lengths = [length for length in scheduled if length > self.beam.shape[1]]
+        if not lengths:
+            raise InputError(
+                f"start has {self.beam.shape[1]} tokens and the schedule ends at {scheduled[-1]}, "
+                "so there is nothing to search for: give fewer tokens, or a longer schedule."
+            )
+        most = self.tokenizer.num_tokens if settings.complete else lengths[-1]
+        if prior.vocab_size != self.tokenizer.vocab_size or prior.num_tokens < most:
+            raise InputError(
+                f"The prior {prior.name} is for {prior.num_tokens} tokens of a codebook of "
+                f"{prior.vocab_size}, but the search needs {most} of "
+                f"{self.tokenizer.vocab_size}: use the prior that belongs to the model, or uniform."
+            )
+        return lengths
+
+    def __enter__(self) -> Trail:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if isinstance(error, BudgetExhausted):
+            self.stopped = "budget"
+        if isinstance(error, TimeExhausted):
+            self.stopped = "time"
+        if isinstance(error, KeyboardInterrupt):
+            self.stopped = "interrupt"
+        return bool(self.steps) and self.stopped != "done"
+
+    def ahead(self) -> Iterator[int]:
+        """The prefix lengths of the steps that are still to be made."""
+        yield from self.lengths[len(self.steps) :]
+
+    def parents(self, length: int) -> tuple[Tensor, int]:
+        """What a step to this length extends: prefixes Int64[B, k], and candidates of each.
+
+        As the settings say, or fewer where budget or time would otherwise not suffice for all steps
+        that are ahead: first fewer candidates, then fewer prefixes.
+        """
+        share = self.plan.share(len(self.steps), self.evaluator.left)
+        return self.plan.split(len(self.steps), self.beam, share)
+
+    def propose(self, prefixes: Tensor, length: int, count: int) -> Tensor:
+        """Int64[B, k] -> Int64[B * count, length]: `count` continuations of each prefix."""
+        settings, new = self.settings, length - prefixes.shape[1]
+        with self.evaluator.accounts.timed("propose"):
+            if not settings.distinct:
+                repeated = prefixes.repeat_interleave(count, dim=0)
+                return self.prior.complete(
+                    repeated, length, settings.prior_strength, self.generator
+                )
+            drawn = self.prior.propose(  # [B, C, new]
+                prefixes, count, settings.prior_strength, self.generator, new, settings.branch
+            )
+            repeated = prefixes[:, None].expand(-1, drawn.shape[1], -1)
+            return torch.cat([repeated, drawn], dim=2).flatten(0, 1)
+
+    def rank(
+        self,
+        tokens: Tensor,
+        *,
+        parents: Tensor | None = None,
+        rollouts: Tensor | None = None,
+        phase: str = "search",
+    ) -> Tensor:
+        """Score a pool of candidates and record it as a step: Int64[N, k] -> the new beam.
+
+        The beam, Int64[B, k], best first, is what the settings keep of the pool; it is also in
+        `self.beam`. parents: Int64[N], rows of the beam until now that the candidates descend from;
+        by default the one that is their prefix. rollouts: Int64[N, M, l], continuations whose
+        pictures are scored in place of the candidates' own. phase: which part of the search this
+        is, for the records.
+        """
+        self.evaluator.step = len(self.steps) + 1
+        if parents is None:
+            parents = self._parents(tokens)
+        pictures = tokens if rollouts is None else rollouts.flatten(0, 1)
+        pool = (tokens.cpu(), parents.cpu(), None if rollouts is None else rollouts.cpu(), phase)
+        try:
+            self.evaluator.score(pictures)
+        except (Spent, KeyboardInterrupt):
+            self._record(*pool, partial=True)
+            raise
+        self._record(*pool)
+        return self.beam
+
+    def _parents(self, tokens: Tensor) -> Tensor:
+        rows: dict[tuple[int, ...], int] = {}
+        for index, row in enumerate(self.beam.tolist()):
+            rows.setdefault(tuple(row), index)
+        length = self.beam.shape[1]
+        return torch.tensor([rows.get(tuple(row), -1) for row in tokens[:, :length].tolist()])
+
+    def _record(
+        self,
+        tokens: Tensor,
+        parents: Tensor,
+        rollouts: Tensor | None,
+        phase: str,
+        partial: bool = False,
+    ) -> None:
+        pictures = tokens[:, None] if rollouts is None else rollouts  # [N, M, l]
+        flat, shape = pictures.flatten(0, 1), pictures.shape[:2]
+        verifier_scores = self.evaluator.known(flat).view(shape)  # [N, M], NaN where not scored
+        if verifier_scores.isnan().all():
+            return
+        with self.evaluator.accounts.timed("propose"):
+            scores = verifier_scores + self._prior_term(flat).view(shape)
+        row, column = best_picture(pictures, scores)
+        rows_before = torch.tensor([-1, *self._kept])  # of the beam in the pool, as of its parents
+        pool = rank_pool(
+            tokens,
+            rows_before[parents + 1],
+            scores,
+            verifier_scores,
+            rollouts,
+            self.settings,
+            limited=bool(self.steps),
+        )
+        step = Step(
+            len(self.steps) + 1,
+            phase,
+            tokens.shape[1],
+            self.evaluator.decodes,
+            time.perf_counter() - self.started,
+            float(scores[row, column]),
+            float(verifier_scores[row, column]),
+            pictures[row, column],
+            pool,
+            partial,
+        )
+        self.steps.append(step)
+        self.beam = pool.tokens[pool.kept].to(self.beam.device)
+        self._kept = pool.kept.tolist()
+        if self.trace:
+            self.trace.write(step_line(step, self.evaluator.accounts, self.notes))
+        if self.callback:
+            self.callback(step)
+
+    def _prior_term(self, tokens: Tensor) -> Tensor:
+        """Float32[N] on the CPU: the prior's share of the scores of Int64[N, k]."""
+        weight = self.settings.prior_weight
+        if weight == 0:
+            return torch.zeros(len(tokens))
+        if self.settings.typicality:
+            return weight * self.prior.typicality(tokens).cpu()
+        return weight * self.prior.sequence_log_prob(tokens).mean(dim=1).cpu()
+
+    def result(self) -> SearchResult:
+        """The best picture of all steps or, as the settings say, of the last one.
+
+        Raises TfgenError where the verifier gave no picture a usable score.
+        """
+        best = max(self.steps, key=lambda step: step.best_score)  # the first of equals
+        if best.best_score == -math.inf:
+            raise TfgenError(
+                f"The verifier {self.verifier.name} gave no picture a usable score: "
+                "check its weights, or use another verifier."
+            )
+        if self.settings.keep == "last":
+            best = self.steps[-1]
+        accounts = self.evaluator.accounts
+        accounts.peak_memory = peak_memory(self.tokenizer.device)
+        result = SearchResult(
+            best.best_tokens,
+            best.best_score,
+            best.best_verifier_score,
+            self.steps,
+            accounts,
+            time.perf_counter() - self.started,
+            self.stopped,
+            self.settings,
+        )
+        if self.trace:
+            self.trace.write(end_line(result))
+        return result
