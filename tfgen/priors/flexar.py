@@ -9,7 +9,7 @@ guidance scale of 1 costs no unconditional pass, and random numbers come from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +59,7 @@ class FlexAR:
         self, config: FlexARConfig, network: FlexARNetwork, text_encoder: TextEncoder
     ) -> None:
         self.config = config
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval()
         self.text_encoder = text_encoder
         self.vocab_size, self.num_tokens = config.vocab_size, config.num_tokens
         self.guidance = float(config.generation.get("cfg_factor") or 1.0)
@@ -93,9 +93,7 @@ class FlexAR:
             for name, tensor in read_safetensors(weights).items()
             if not any(other in name for other in OF_OTHER_MODELS)
         }
-        with torch.device("meta"):  # so that billions of weights are not made up to be replaced
-            network = FlexARNetwork(config, tensors).to(dtype)
-        network.to_empty(device=device)
+        network = _uninitialised(config, tensors, device, dtype)
         load_weights(network, tensors, weights)
         if text_encoder is None:
             own = folder / TEXT_ENCODER_FOLDER
@@ -238,6 +236,19 @@ class FlexAR:
                 f"{self.vocab_size - 1}."
             )
         return tokens.to(self.device, torch.int64)
+
+
+def _uninitialised(
+    config: FlexARConfig, tensors: Container[str], device: torch.device | str, dtype: torch.dtype
+) -> FlexARNetwork:
+    """A network on the device whose billions of weights were not made up to be replaced."""
+    with torch.device("meta"):
+        network = FlexARNetwork(config, tensors)
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            real = torch.empty(weight.shape, dtype=dtype, device=device)
+            setattr(module, name, torch.nn.Parameter(real, requires_grad=False))
+    return network
 
 
 class FlexARPrior(Prior):

@@ -206,7 +206,8 @@ class Embedding(nn.Module):
 
     def __init__(self, cfg: FlexARConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(cfg.vocab_size, cfg.width)
+        # not nn.Embedding(...), whose random numbers cost a second's import on the meta device
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(cfg.vocab_size, cfg.width))
         self.sos_token_embed = nn.Parameter(torch.zeros(1, 1, cfg.width))
         self.positional_embedding = None
         if cfg.positions:
