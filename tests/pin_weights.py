@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tfgen.hub import WEIGHTS
+from tfgen.judge import Judge
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.verifiers.clip import ClipVerifier
 
@@ -30,19 +31,24 @@ def hashes() -> dict[str, str]:
 
 
 def outputs() -> dict[str, Any]:
-    """Fixed tokens decoded, rendered, scored and encoded again."""
+    """Fixed tokens decoded, rendered, scored, judged and encoded again."""
     tokenizer = SpritesTokenizer.load(WEIGHTS / "sprites")
     verifier = ClipVerifier.load(WEIGHTS / "sprites-clip")
+    judge = Judge.load(WEIGHTS / "sprites-judge")
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(tokenizer.vocab_size, (4, tokenizer.num_tokens), generator=generator)
     pictures = tokenizer.decode(tokens[:, :8])
     means = torch.nn.functional.adaptive_avg_pool2d(pictures, 4)
     rendered = torch.nn.functional.adaptive_avg_pool2d(tokenizer.render(tokens[:1]), 4)
+    with torch.inference_mode():
+        seen = judge.model(pictures)
     return {
         "tokens": tokens.tolist(),
         "decoded": means.flatten().tolist(),
         "rendered": rendered.flatten().tolist(),
         "scores": [verifier.score(pictures, verifier.prepare(p)).tolist() for p in PROMPTS],
+        "centres": torch.sigmoid(seen.centre).flatten().tolist(),
+        "backgrounds": seen.background.softmax(1).flatten().tolist(),
         "encoded": tokenizer.encode(pictures).tolist(),
     }
 
