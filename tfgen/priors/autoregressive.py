@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tfgen.errors import InputError, finite_number, whole_number
-from tfgen.hub import load_weights, read_safetensors
+from tfgen.hub import load_weights, read_safetensors, safetensors_metadata
 from tfgen.packing import pack, unpack
 from tfgen.priors.autoregressive_model import (
     AutoregressiveConfig,
@@ -155,7 +154,8 @@ class AutoregressivePrior(Prior):
     def _compute(self, level: _Level, prefixes: Tensor) -> None:
         n, length = prefixes.shape
         device = self.model.bias.device
-        before = [self._levels[i].pairs[self._rows(prefixes[:, :i])] for i in range(length)]
+        parents = [self._rows(prefixes[:, :i]) for i in range(length)]
+        before = [self._levels[i].pairs[rows] for i, rows in enumerate(parents)]
         last = prefixes[:, -1:] if length else torch.full((n, 1), -1)
         logits, pairs = 0.0, []
         for stream, (scale, text) in enumerate(self._texts):
@@ -250,8 +250,7 @@ class AutoregressivePrior(Prior):
         """Read what `save` wrote; InputError where the file is missing, damaged or foreign."""
         tensors = read_safetensors(path)
         try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("tfgen", "{}"))
+            header = json.loads(safetensors_metadata(path).get("tfgen", "{}"))
             if header.pop("format", None) != _FORMAT:
                 raise ValueError("it was written by another program")
             sizes, vocabulary = header.pop("model"), header.pop("vocabulary")
@@ -267,7 +266,7 @@ class AutoregressivePrior(Prior):
             if expected[1].shape != (len(expected[0]), cfg.num_tokens):
                 raise ValueError("its expected log-probabilities have another shape")
             guidance = header.pop("guidance")
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{os.fspath(path)!r} is not a usable autoregressive prior ({error}): "
                 "get the file again, or train one with python -m tfgen.training.autoregressive."

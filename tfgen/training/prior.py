@@ -1,4 +1,4 @@
-"""Count the frequency prior of `sprites` over encoded training scenes.
+"""Count the frequency prior of a tokenizer over encoded training scenes.
 
     python -m tfgen.training.prior --tokenizer FOLDER --scenes 200000
 
@@ -16,22 +16,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tfgen.hub import load_tokenizer
 from tfgen.priors.frequency import FILE_NAME, FrequencyPrior
-from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.tokenizers.base import Tokenizer
 from tfgen.training.world import World
 
 SEED = 4
 
 
-def encoded(
-    world: World, tokenizer: SpritesTokenizer, scenes: int, batch: int = 100
-) -> Iterator[Tensor]:
+def encoded(world: World, tokenizer: Tokenizer, scenes: int, batch: int = 100) -> Iterator[Tensor]:
     """Tokens Int64[batch, T] of `scenes` random scenes, batch by batch."""
     for i in tqdm(range(-(-scenes // batch)), unit="batch", desc="encoding"):
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + i)
         part = world.sample(min(batch, scenes - i * batch), generator)
-        with torch.autocast(tokenizer.device.type, torch.bfloat16):
-            yield tokenizer.encode(world.render(part, tokenizer.image_size).images).cpu()
+        yield tokenizer.encode(world.render(part, tokenizer.image_size).images).cpu()
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
     parser.add_argument("--min-count", type=int, default=2, help="drop rarer pairs of tokens")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    tokenizer = SpritesTokenizer.load(args.tokenizer, args.device)
+    tokenizer = load_tokenizer(str(args.tokenizer), torch.device(args.device))
     world = World(args.tier, (tokenizer.image_size,), device=args.device)
     prior = FrequencyPrior.fit(
         encoded(world, tokenizer, args.scenes),
