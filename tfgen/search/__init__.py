@@ -8,7 +8,10 @@ from typing import Any
 from tfgen.priors.base import Prior
 from tfgen.search.accounts import Accounts
 from tfgen.search.beam import beam_search
+from tfgen.search.best_of_n import best_of_n
 from tfgen.search.evaluator import EmbeddingSource, Engine, Evaluator, PlainEngine, Progress
+from tfgen.search.lookahead import lookahead_search
+from tfgen.search.presets import PUBLISHED, SOTO
 from tfgen.search.records import Pool, SearchResult, Step
 from tfgen.search.schedule import prefix_lengths
 from tfgen.search.settings import SearchSettings
@@ -18,6 +21,8 @@ from tfgen.verifiers.base import Target, Verifier
 
 SEARCHES: dict[str, Callable[[Trail], SearchResult]] = {
     "beam": beam_search,
+    "lookahead": lookahead_search,
+    "best-of-n": best_of_n,
 }
 
 
@@ -48,14 +53,18 @@ __all__ = [
     "EmbeddingSource",
     "Engine",
     "Evaluator",
+    "PUBLISHED",
     "PlainEngine",
     "Pool",
     "Progress",
+    "SOTO",
     "SearchResult",
     "SearchSettings",
     "Step",
     "Trail",
     "beam_search",
+    "best_of_n",
+    "lookahead_search",
     "prefix_lengths",
     "search",
 ]

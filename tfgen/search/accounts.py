@@ -25,10 +25,11 @@ class Accounts:
     """Pictures decoded for a gradient."""
 
     cached: int = 0
-    """Prefixes whose embedding a cache knew: scored, but neither decoded nor looked at."""
+    """Prefixes whose embedding an atlas or a cache knew: scored, but neither decoded nor looked at."""
 
     cost: float = 0.0
-    """Everything above in full decodes; what a budget limits. What a cache knew costs nothing."""
+    """Everything above in full decodes; what a budget limits. What a cache knew costs what its
+    decode would have, so that a budget finds the same with it; what an atlas knew, nothing."""
 
     verifier_calls: int = 0
     """Pictures that the verifier looked at."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tfgen.search.completion import complete_beam
 from tfgen.search.records import SearchResult
 from tfgen.search.trail import Trail
 
@@ -42,4 +43,5 @@ def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchRes
             prefixes, count = trail.parents(length)  # [B, k]
             pool = trail.propose(prefixes, length, count)  # [B * count, length]
             trail.rank(pool, rollouts=roll_out(pool))
+        complete_beam(trail)
     return trail.result()

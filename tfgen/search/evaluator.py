@@ -42,7 +42,8 @@ class Progress:
 
 
 class EmbeddingSource(Protocol):
-    """Remembers what prefixes look like to a verifier, such as a cache on disk or an atlas.
+    """Remembers what prefixes look like to a verifier: a cache on disk, or an atlas, which knows all
+    prefixes of one token.
 
     It belongs to one tokenizer, one verifier and, where the decoder draws noise, one seed.
     """
@@ -87,8 +88,9 @@ class Evaluator:
     """Scores prefixes: `score(tokens)` decodes each distinct prefix once and remembers its score.
 
     A *decode* is one candidate picture decoded and scored. Duplicates and prefixes scored before
-    cost none, nor do those whose embedding the `cache` knows; with a `budget`, no more than that
-    many are ever made.
+    cost none, nor do those that the `atlas` knows; with a `budget`, no more than that many are ever
+    made. What the `cache` knows is not decoded either, but is charged to the budget all the same:
+    a search finds the same with a full cache as with an empty one, only sooner.
 
     Scores do not depend on `batch_size`, to the last bit on one device. Networks round differently
     for different numbers of rows (measured on a CPU: every picture of a batch of one differs from
@@ -118,10 +120,11 @@ class Evaluator:
         progress: Callable[[Progress], None] | None = None,
         engine: Engine | None = None,
         cache: EmbeddingSource | None = None,
+        atlas: EmbeddingSource | None = None,
     ) -> None:
         self.tokenizer, self.verifier, self.target = tokenizer, verifier, target
         self.engine = engine or PlainEngine(tokenizer, verifier)
-        self.cache = cache
+        self.cache, self.atlas = cache, atlas
         self.rows = self.engine.rows  # of one forward pass
         passes = self.engine.passes
         if batch_size is not None:
@@ -137,7 +140,8 @@ class Evaluator:
         self._news: list[bytes] = []  # the prefixes scored since `news` was last asked
         # If the verifier has embeddings; one that only passes them on may turn out to have none.
         self._embeds = type(verifier).embed is not Verifier.embed
-        self._batch_seconds: float | None = None  # of the latest batch
+        self._batch_seconds = 0.0  # of the latest batch but the first
+        self._warm: tuple[float, int] | None = None  # when the first batch was done, its decodes
 
     @property
     def decodes(self) -> int:
@@ -147,6 +151,15 @@ class Evaluator:
     def left(self) -> float:
         """Full decodes that the budget still allows; infinite without one."""
         return math.inf if self.budget is None else max(0.0, self.budget - self.accounts.cost)
+
+    @property
+    def left_in_time(self) -> float:
+        """Decodes that the deadline still allows at the rate until now; infinite without one."""
+        if self.deadline == math.inf or self._warm is None:
+            return math.inf
+        now, (started, before) = time.perf_counter(), self._warm
+        made = self.decodes - before
+        return max(0.0, self.deadline - now) * made / (now - started) if made else math.inf
 
     def score(self, tokens: Tensor) -> Tensor:
         """Int64[N, k] -> Float32[N] on the CPU, higher is better; -inf where the verifier gave NaN.
@@ -160,11 +173,15 @@ class Evaluator:
         for row, key in enumerate(keys):
             if key not in self._scores:
                 new.setdefault(key, row)
-        if self.cache is not None and self._embeds and new:
-            self._look_up(tokens, new)
-        todo = list(new.items())
-        if self.left < len(todo):
-            todo = todo[: int(self.left + 1e-6)]  # costs of screened pictures are fractions
+        if self.atlas is not None and self._embeds and new:
+            self._look_up(self.atlas, tokens, new, rows=len(new))  # one matrix product
+        allowed = new
+        if self.left < len(new):  # costs of screened pictures are fractions
+            allowed = dict(list(new.items())[: int(self.left + 1e-6)])
+        spent = len(allowed) < len(new)
+        if self.cache is not None and self._embeds and allowed:
+            self.accounts.cost += self._look_up(self.cache, tokens, allowed, self.rows)
+        todo = list(allowed.items())
         for start in range(0, len(todo), self.batch_size):
             self._check_time()
             started = time.perf_counter()
@@ -174,9 +191,13 @@ class Evaluator:
             self.accounts.decodes += len(rows)
             self.accounts.cost += len(rows)
             self.accounts.verifier_calls += len(rows)
-            self._batch_seconds = time.perf_counter() - started
+            now = time.perf_counter()
+            if self._warm is None:
+                self._warm = (now, self.decodes)  # it took longer than others will
+            else:
+                self._batch_seconds = now - started
             self._report()
-        if len(todo) < len(new):
+        if spent:
             raise BudgetExhausted(f"The budget of {self.budget} decodes is spent.")
         return self.known(tokens)
 
@@ -218,34 +239,36 @@ class Evaluator:
             )
 
     def _check_time(self) -> None:
-        if self._batch_seconds is None or self.deadline == math.inf:
-            return
-        if time.perf_counter() + self._batch_seconds > self.deadline:
+        if self._warm and time.perf_counter() + self._batch_seconds > self.deadline:
             raise TimeExhausted("The time is spent.")
 
-    def _look_up(self, tokens: Tensor, new: dict[bytes, int]) -> None:
-        """Score what the cache knows, and strike it from `new`."""
-        keys, rows = list(new), list(new.values())
+    def _look_up(
+        self, source: EmbeddingSource, tokens: Tensor, new: dict[bytes, int], rows: int
+    ) -> int:
+        """Score what a cache or an atlas knows, `rows` at a time, and strike it from `new`; returns
+        how many that were."""
+        keys, places = list(new), list(new.values())
         with self.accounts.timed("decode"):
-            known, embeddings = self.cache.get(tokens[rows])
+            known, embeddings = source.get(tokens[places])
         hits = known.cpu().nonzero()[:, 0].tolist()
-        for start in range(0, len(hits), self.rows):
-            part = hits[start : start + self.rows]
+        for start in range(0, len(hits), rows):
+            part = hits[start : start + rows]
             try:
                 with torch.inference_mode():
-                    passed = self._filled(embeddings[part]).to(self.tokenizer.device)
+                    passed = _filled(embeddings[part], rows).to(self.tokenizer.device)
                     scores = self._score([passed])[: len(part)]
             except TfgenError:
                 if self.decodes:
                     raise
-                self._embeds = False  # a cache is of no use to such a verifier
-                return
+                self._embeds = False  # embeddings are of no use to such a verifier
+                return 0
             self._remember([keys[i] for i in part], scores)
             for i in part:
                 del new[keys[i]]
             self.accounts.cached += len(part)
         if hits:
             self._report()
+        return len(hits)
 
     def _decode_and_score(self, tokens: Tensor) -> Tensor:
         while True:
@@ -264,7 +287,7 @@ class Evaluator:
     @torch.inference_mode()
     def _attempt(self, tokens: Tensor) -> Tensor:
         """Float32[N] on the CPU, in passes of exactly `self.rows` rows."""
-        passes = [self._filled(part) for part in tokens.split(self.rows)]
+        passes = [_filled(part, self.rows) for part in tokens.split(self.rows)]
         with self.accounts.timed("decode"):
             seen = self._embed(passes)
             if self.tokenizer.device.type == "cuda":
@@ -291,8 +314,10 @@ class Evaluator:
             score = self.verifier.score_embeddings if self._embeds else self.verifier.score
             return torch.cat([score(part, self.target) for part in seen]).float().cpu()
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        return torch.cat([rows, rows[-1:].expand(self.rows - len(rows), -1)])
+
+def _filled(part: Tensor, rows: int) -> Tensor:
+    """[N, k] -> [rows, k], the last row repeated."""
+    return torch.cat([part, part[-1:].expand(rows - len(part), -1)])
 
 
 def _keys(tokens: Tensor) -> list[bytes]:

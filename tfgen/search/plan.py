@@ -8,6 +8,9 @@ from torch import Tensor
 
 from tfgen.search.settings import SearchSettings
 
+ROUND = 512
+"""Sequences that best-of-n draws at a time."""
+
 
 class Plan:
     """What each step of a search wants, and what it gets of what is left.
@@ -31,7 +34,10 @@ class Plan:
         self.wants = [
             beams[index] * most * self.rollouts(index) for index, most in enumerate(self._most)
         ]
-        if settings.complete:
+        self.samples = settings.samples or sum(self.wants)
+        if settings.search == "best-of-n":
+            self.wants = [min(ROUND, self.samples - made) for made in range(0, self.samples, ROUND)]
+        elif settings.complete:
             self.wants.append(settings.beam)
 
     @property
@@ -42,13 +48,20 @@ class Plan:
     def total(self) -> int:
         return sum(self.wants)
 
-    def rollouts(self, index: int) -> int:
-        """Pictures of a candidate in step `index` (from 0)."""
-        settings = self.settings
+    def reach(self, index: int) -> int:
+        """The length that candidates of step `index` (from 0) are rolled out to; their own length
+        where they are not."""
+        settings, length, end = self.settings, self.lengths[index], self.lengths[-1]
         early = settings.lookahead_steps is None or index < settings.lookahead_steps
-        ahead = settings.lookahead != 0 and self.lengths[index] < self.lengths[-1]
-        looks = settings.search == "lookahead" and early and ahead
-        return settings.rollouts if looks else 1
+        if settings.search != "lookahead" or not early:
+            return length
+        if settings.lookahead in (None, "end", -1):
+            return end
+        return min(length + settings.lookahead, end)
+
+    def rollouts(self, index: int) -> int:
+        """Pictures of a candidate in step `index`."""
+        return self.settings.rollouts if self.reach(index) > self.lengths[index] else 1
 
     def share(self, index: int, left: float) -> int:
         """Decodes that step `index` may make, of `left`: what it wants if there is enough for all

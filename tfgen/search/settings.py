@@ -157,6 +157,10 @@ class SearchSettings:
                 f"{self.rollouts} greedy rollouts of a candidate are all the same: use rollouts 1, "
                 "or the rollout 'sample'."
             )
+        if not self.distinct and self.branch == "last":
+            raise InputError(
+                "branch 'last' draws distinct last tokens: use it with distinct, or branch 'all'."
+            )
         for name in PLANNED:
             if getattr(self, name):
                 raise InputError(f"{name} is not there yet in this version of tfgen: leave it out.")
@@ -171,10 +175,10 @@ class SearchSettings:
         if rows and not isinstance(rows[0], Sequence):
             rows = [rows]
         rows = [[whole_number("A token of start", token, 0) for token in row] for row in rows]
-        if not rows or len({len(row) for row in rows}) > 1:
+        if len({len(row) for row in rows}) != 1 or len(set(map(tuple, rows))) != len(rows):
             raise InputError(
-                "start is one prefix, as in [12, 7], or several of the same length, not "
-                f"{self.start!r}."
+                "start is one prefix, as in [12, 7], or several different ones of the same length, "
+                f"not {self.start!r}."
             )
         return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tfgen.errors import InputError, TfgenError, whole_number
 from tfgen.priors.base import Prior
+from tfgen.priors.uniform import UniformPrior
 from tfgen.search.accounts import peak_memory
 from tfgen.search.evaluator import (
     BudgetExhausted,
@@ -31,6 +33,9 @@ from tfgen.search.settings import SearchSettings
 from tfgen.search.trace import Trace, end_line, step_line
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Target, Verifier
+
+CAUTION = 0.9
+"""Of the decodes that the time seems to allow, the share that steps are planned for."""
 
 
 class Trail:
@@ -70,7 +75,8 @@ class Trail:
         self.settings, self.callback, self.trace = settings, callback, trace
         self.seed = whole_number("seed", seed, 0, 2**63 - 1)
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.beam = self._start()  # Int64[B, k], what the next step extends
+        self.start = self._start()  # Int64[B, k], k from 0: what the first step extends
+        self.beam = self.start  # Int64[B, k], what the next one does
         self.lengths = self._lengths()  # of the prefixes after each step of the search
         if tokenizer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(tokenizer.device)
@@ -119,6 +125,12 @@ class Trail:
                 f"{prior.vocab_size}, but the search needs {most} of "
                 f"{self.tokenizer.vocab_size}: use the prior that belongs to the model, or uniform."
             )
+        greedy = "greedy" in (settings.complete, settings.rollout)
+        if greedy and (settings.prior_strength == 0 or isinstance(prior, UniformPrior)):
+            raise InputError(
+                "A greedy completion takes the most probable tokens, but at prior strength 0 and with "
+                "the uniform prior all are alike: use 'sample', or another prior and strength."
+            )
         return lengths
 
     def __enter__(self) -> Trail:
@@ -148,8 +160,12 @@ class Trail:
         As the settings say, or fewer where budget or time would otherwise not suffice for all steps
         that are ahead: first fewer candidates, then fewer prefixes.
         """
-        share = self.plan.share(len(self.steps), self.evaluator.left)
+        share = self.plan.share(len(self.steps), self.left())
         return self.plan.split(len(self.steps), self.beam, share)
+
+    def left(self) -> float:
+        """Decodes that budget and time still allow; infinite where neither is limited."""
+        return min(self.evaluator.left, CAUTION * self.evaluator.left_in_time)
 
     def propose(self, prefixes: Tensor, length: int, count: int) -> Tensor:
         """Int64[B, k] -> Int64[B * count, length]: `count` continuations of each prefix."""
@@ -166,6 +182,29 @@ class Trail:
             repeated = prefixes[:, None].expand(-1, drawn.shape[1], -1)
             return torch.cat([repeated, drawn], dim=2).flatten(0, 1)
 
+    def complete(self, prefixes: Tensor, length: int, how: str, name: str | None = None) -> Tensor:
+        """Int64[B, k] -> Int64[B, length]: one continuation of each prefix.
+
+        how: "sample" draws from p^λ, "greedy" takes the most probable token, the lowest of equals.
+        name: draw with a generator of this name and step, so that the search's own draws stay as
+        they are; None: with the search's own.
+        """
+        with self.evaluator.accounts.timed("propose"):
+            if how == "sample":
+                generator = self.generator if name is None else self._generator(name)
+                strength = self.settings.prior_strength
+                return self.prior.complete(prefixes, length, strength, generator)
+            tokens = prefixes
+            while tokens.shape[1] < length:
+                likeliest = self.prior.log_probs(tokens).argmax(dim=1, keepdim=True)
+                tokens = torch.cat([tokens, likeliest.to(tokens.device)], dim=1)
+            return tokens
+
+    def _generator(self, name: str) -> torch.Generator:
+        told = f"{name} {len(self.steps) + 1} of seed {self.seed}"
+        digest = hashlib.sha256(told.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
     def rank(
         self,
         tokens: Tensor,
@@ -177,7 +216,9 @@ class Trail:
         """Score a pool of candidates and record it as a step: Int64[N, k] -> the new beam.
 
         The beam, Int64[B, k], best first, is what the settings keep of the pool; it is also in
-        `self.beam`. parents: Int64[N], rows of the beam until now that the candidates descend from;
+        `self.beam`.
+
+        parents: Int64[N], rows of the beam until now that the candidates descend from, -1 for none;
         by default the one that is their prefix. rollouts: Int64[N, M, l], continuations whose
         pictures are scored in place of the candidates' own. phase: which part of the search this
         is, for the records.
@@ -185,15 +226,28 @@ class Trail:
         self.evaluator.step = len(self.steps) + 1
         if parents is None:
             parents = self._parents(tokens)
-        pictures = tokens if rollouts is None else rollouts.flatten(0, 1)
-        pool = (tokens.cpu(), parents.cpu(), None if rollouts is None else rollouts.cpu(), phase)
         try:
-            self.evaluator.score(pictures)
+            fits = self._score(tokens if rollouts is None else rollouts)
         except (Spent, KeyboardInterrupt):
-            self._record(*pool, partial=True)
+            self._record(tokens, parents, rollouts, phase, partial=True)
             raise
-        self._record(*pool)
+        rollouts = None if rollouts is None else rollouts[:fits]
+        self._record(tokens[:fits], parents[:fits], rollouts, phase)
         return self.beam
+
+    def _score(self, pictures: Tensor) -> int:
+        """Score the pictures of a pool, Int64[N, k] or Int64[N, M, l]; returns how many of its
+        candidates. They are all, but in the first step of a search with a time limit, which learns
+        from the first passes how many it has the time for."""
+        fits, each = len(pictures), 1 if pictures.ndim == 2 else pictures.shape[1]
+        flat = pictures.view(-1, pictures.shape[-1])
+        if self.settings.time_limit is not None and not self.steps:
+            few = math.ceil(2 * self.evaluator.batch_size / each)
+            self.evaluator.score(flat[: few * each])
+            share = self.plan.share(0, self.evaluator.decodes + self.left())
+            fits = min(fits, max(few, share // each))
+        self.evaluator.score(flat[: fits * each])
+        return fits
 
     def _parents(self, tokens: Tensor) -> Tensor:
         rows: dict[tuple[int, ...], int] = {}
@@ -210,6 +264,8 @@ class Trail:
         phase: str,
         partial: bool = False,
     ) -> None:
+        tokens, parents = tokens.cpu(), parents.cpu()
+        rollouts = None if rollouts is None else rollouts.cpu()
         pictures = tokens[:, None] if rollouts is None else rollouts  # [N, M, l]
         flat, shape = pictures.flatten(0, 1), pictures.shape[:2]
         verifier_scores = self.evaluator.known(flat).view(shape)  # [N, M], NaN where not scored
