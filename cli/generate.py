@@ -77,7 +77,14 @@ def generate(
     ] = None,
     prior: Annotated[
         str | None,
-        option(MODELS, "What proposes tokens: uniform or frequency (default: the model's)."),
+        option(
+            MODELS,
+            "What proposes tokens: uniform, frequency or autoregressive (default: the model's).",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        option(MODELS, "How closely an autoregressive prior follows the prompt: 1 is as trained."),
     ] = None,
     device: Annotated[
         str,
@@ -154,7 +161,9 @@ def generate(
     check_prompt(prompt, negative or (), score)
     done: list[tuple[Result, Path]] = []
     with prompt_warnings(quiet) as sentences:
-        pipeline = Pipeline.load(model, verifier=verifier, prior=prior, device=device, score=score)
+        pipeline = Pipeline.load(
+            model, verifier=verifier, prior=prior, guidance=guidance, device=device, score=score
+        )
         search = {
             "beam": beam,
             "candidates": candidates,

@@ -107,13 +107,15 @@ class Pipeline:
         *,
         verifier: str | None = None,
         prior: str | None = None,
+        guidance: float | None = None,
         device: str = "auto",
         score: str = "contrast",
     ) -> Pipeline:
         """Load models by name or local folder.
 
         verifier, prior: None means those that go with the model. verifier may also be an open_clip
-        name such as "ViT-B-32/laion2b_s34b_b79k". device: "auto" (CUDA where there is one), "cpu",
+        name such as "ViT-B-32/laion2b_s34b_b79k". guidance: the scale with which a prior of the text
+        follows it, from 0; None is the prior's own. device: "auto" (CUDA where there is one), "cpu",
         "cuda". score: "contrast" ranks by the log-softmax of the similarity to the prompt against
         contrast captions, "cosine" by the bare similarity. Raises InputError on an unknown or
         unusable model.
@@ -125,9 +127,10 @@ class Pipeline:
         usual_prior = defaults.pop("prior", "uniform")
         usual_verifier = defaults.pop("verifier", hub.DEFAULT_VERIFIER)
         tokenizer = hub.load_tokenizer(model, place)
+        proposer = hub.load_prior(prior or usual_prior, model, tokenizer)
         return cls(
             tokenizer,
-            hub.load_prior(prior or usual_prior, model, tokenizer),
+            proposer if guidance is None else proposer.with_guidance(guidance),
             hub.load_verifier(verifier or usual_verifier, place, score),
             model,
             verifier or usual_verifier,
@@ -239,7 +242,7 @@ class Pipeline:
                 "fingerprint": self.verifier.fingerprint(),
                 "score": self.score,
             },
-            "prior": {"name": self.prior.name},
+            "prior": {"name": self.prior.name, **self.prior.options()},
             "settings": asdict(found.settings),
             "size": list(image.size),
             "pixels_sha256": pixel_hash(image),
@@ -252,17 +255,20 @@ def generate(
     model: str = hub.DEFAULT_MODEL,
     verifier: str | None = None,
     prior: str | None = None,
+    guidance: float | None = None,
     device: str = "auto",
     score: str = "contrast",
     **options: Any,
 ) -> Result:
     """Load the models and make one picture; `Pipeline` keeps them loaded for more.
 
-    model, verifier, prior, device, score: see `Pipeline.load`. options: see `Pipeline.generate`,
+    model, verifier, prior, guidance, device, score: see `Pipeline.load`. options: see `Pipeline.generate`,
     such as beam=16, seed=0.
     """
     check_prompt(prompt)
-    pipeline = Pipeline.load(model, verifier=verifier, prior=prior, device=device, score=score)
+    pipeline = Pipeline.load(
+        model, verifier=verifier, prior=prior, guidance=guidance, device=device, score=score
+    )
     return pipeline.generate(prompt, **options)
 
 
