@@ -114,8 +114,8 @@ class Pipeline:
         """Load models by name or local folder.
 
         verifier, prior: None means those that go with the model. verifier may also be an open_clip
-        name such as "ViT-B-32/laion2b_s34b_b79k". guidance: the scale with which a prior of the text
-        follows it, from 0; None is the prior's own. device: "auto" (CUDA where there is one), "cpu",
+        name such as "ViT-B-32/laion2b_s34b_b79k". guidance: how closely a prior of the text follows
+        it, from 0; None is the prior's own. device: "auto" (CUDA where there is one), "cpu",
         "cuda". score: "contrast" ranks by the log-softmax of the similarity to the prompt against
         contrast captions, "cosine" by the bare similarity. Raises InputError on an unknown or
         unusable model.
@@ -262,8 +262,8 @@ def generate(
 ) -> Result:
     """Load the models and make one picture; `Pipeline` keeps them loaded for more.
 
-    model, verifier, prior, guidance, device, score: see `Pipeline.load`. options: see `Pipeline.generate`,
-    such as beam=16, seed=0.
+    model, verifier, prior, guidance, device, score: see `Pipeline.load`. options: see
+    `Pipeline.generate`, such as beam=16, seed=0.
     """
     check_prompt(prompt)
     pipeline = Pipeline.load(
