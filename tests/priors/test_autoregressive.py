@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+import tfgen
+from tests.toy_models import TOKENS, VOCAB
 from tests.toys import ToyTokenizer
 from tfgen import hub
 from tfgen.errors import InputError, TfgenError
@@ -23,10 +25,10 @@ V, T = 12, 5
 PROMPT = "a red cat"
 
 
-def make(guidance: float = 1.0, **options) -> AutoregressivePrior:
+def make(guidance: float = 1.0, levels=(4, 3), num_tokens=T, **options) -> AutoregressivePrior:
     """A network whose predictions depend strongly on the text and on every token before."""
     torch.manual_seed(0)
-    cfg = AutoregressiveConfig((4, 3), T, WORDS.vocab_size, 8, width=16, heads=2, depth=2)
+    cfg = AutoregressiveConfig(levels, num_tokens, WORDS.vocab_size, 8, width=16, heads=2, depth=2)
     model = AutoregressiveModel(cfg)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -276,3 +278,20 @@ def test_the_hub_loads_it_by_name(
     monkeypatch.setattr(hub, "locate", lambda name, role="tokenizer": folder)
     prior = hub.load_prior("autoregressive", "toy", ToyTokenizer(V, T))
     assert isinstance(prior, AutoregressivePrior)
+
+
+# ---- in a pipeline
+
+
+def test_guidance_reaches_the_search_and_the_recipe(toy_weights: Path) -> None:
+    make(2.0, (VOCAB,), TOKENS).save(toy_weights / "sprites" / FILE_NAME)
+    options = {"prior": "autoregressive", "prior_strength": 1.0, "beam": 1, "candidates": 1}
+    pictures = [tfgen.generate(PROMPT, guidance=s, **options) for s in (None, 0.0, 9.0)]
+    told = [{"name": "autoregressive", "guidance": s} for s in (2.0, 0.0, 9.0)]
+    assert [picture.recipe["prior"] for picture in pictures] == told
+    assert pictures[1].tokens != pictures[2].tokens
+
+
+def test_guidance_needs_a_prior_of_the_text(toy_weights: Path) -> None:
+    with pytest.raises(InputError, match="uniform takes no guidance"):
+        tfgen.generate(PROMPT, guidance=2.0)
