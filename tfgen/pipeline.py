@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tfgen
 from tfgen import hub
+from tfgen.decoding.threads import ThreadedEngine
 from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.image_io import load_png, pixel_hash, save_png, to_image
 from tfgen.priors.base import Prior
@@ -136,6 +137,7 @@ class Pipeline:
             verifier or usual_verifier,
             score,
             defaults,
+            ThreadedEngine if place.type == "cpu" else PlainEngine,
         )
 
     def settings(self, **options: Any) -> SearchSettings:
