@@ -25,7 +25,7 @@ class Accounts:
     """Pictures decoded for a gradient."""
 
     cached: int = 0
-    """Prefixes whose embedding an atlas or a cache knew: scored, but neither decoded nor looked at."""
+    """Prefixes whose embedding an atlas or a cache knew: scored, but not decoded nor looked at."""
 
     cost: float = 0.0
     """Everything above in full decodes; what a budget limits. What a cache knew costs what its

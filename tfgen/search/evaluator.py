@@ -42,8 +42,8 @@ class Progress:
 
 
 class EmbeddingSource(Protocol):
-    """Remembers what prefixes look like to a verifier: a cache on disk, or an atlas, which knows all
-    prefixes of one token.
+    """Remembers what prefixes look like to a verifier: a cache on disk, or an atlas, which knows
+    all prefixes of one token.
 
     It belongs to one tokenizer, one verifier and, where the decoder draws noise, one seed.
     """
