@@ -64,8 +64,12 @@ def test_without_a_prompt_it_is_the_model_of_the_empty_text() -> None:
 
 def test_guidance_sharpens_towards_the_prompt() -> None:
     tokens = vectors("flexar_tiny")["greedy_cfg3_tokens"][:1]
-    means = [prior(guidance=s).sequence_log_prob(tokens).mean() for s in (0.0, 1.0, 3.0)]
+    guided = [prior().with_guidance(scale) for scale in (0.0, 1.0, 3.0)]
+    means = [conditioned.sequence_log_prob(tokens).mean() for conditioned in guided]
     assert means[0] < means[1] < means[2]
+    assert guided[0].options() == {"guidance": 0.0}
+    with pytest.raises(InputError, match="guidance must be a finite number from 0"):
+        prior().with_guidance(-1.0)
 
 
 @pytest.mark.parametrize("max_past_bytes", [2**30, 1])

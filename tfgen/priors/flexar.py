@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -287,6 +288,12 @@ class FlexARPrior(Prior):
 
     def condition(self, prompt: str, similarity: Callable[[Tensor], Tensor]) -> FlexARPrior:
         return FlexARPrior(self.flexar, self.guidance, prompt, self.max_past_bytes)
+
+    def with_guidance(self, scale: float) -> FlexARPrior:
+        return FlexARPrior(self.flexar, scale, self.prompt, self.max_past_bytes)
+
+    def options(self) -> dict[str, Any]:
+        return {"guidance": self.guidance}
 
     @cached_property
     def _text(self) -> TextStates:
