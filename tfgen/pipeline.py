@@ -30,8 +30,10 @@ from tfgen.search import (
     SearchResult,
     SearchSettings,
     Step,
+    Stopped,
     search,
 )
+from tfgen.search.settings import ONLY_FOR
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
 
@@ -62,14 +64,19 @@ class Result:
     seconds: float
     """Of the search: without loading, and without rendering the final picture."""
 
-    interrupted: bool
-    """Ctrl-C ended the search early; this is the best it had found."""
+    stopped: Stopped
+    """"done", or what ended the search early: "budget", "time", "interrupt" (Ctrl-C)."""
 
     settings: SearchSettings
     recipe: dict[str, Any]
     """All that is needed to make the picture again; `save` puts it into the PNG."""
 
     _tokenizer: Tokenizer = field(repr=False)
+
+    @property
+    def interrupted(self) -> bool:
+        """Ctrl-C ended the search early; this is the best it had found."""
+        return self.stopped == "interrupt"
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the picture with its recipe as a PNG. Raises TfgenError if it cannot be written."""
@@ -150,7 +157,9 @@ class Pipeline:
             if name not in known:
                 raise unknown("search setting", name, known)
         given = {name: value for name, value in options.items() if value is not None}
-        return SearchSettings(**{**self.defaults, **given})
+        kind = given.get("search", self.defaults.get("search", "beam"))
+        usual = {k: v for k, v in self.defaults.items() if kind in ONLY_FOR.get(k, (kind,))}
+        return SearchSettings(**{**usual, **given})
 
     def generate(
         self,
@@ -160,15 +169,18 @@ class Pipeline:
         seed: int = 0,
         callback: Callable[[Step], None] | None = None,
         progress: Callable[[Progress], None] | None = None,
+        trace: str | PathLike[str] | None = None,
+        resume: str | PathLike[str] | None = None,
         **options: Any,
     ) -> Result:
         """Search for the tokens whose picture fits the prompt best.
 
         negative: captions that the picture must not fit; they join the contrast captions.
         seed: same seed, same tokens. callback is called after each step, progress after each batch.
-        options: fields of SearchSettings (beam, candidates, tokens, schedule, prior_strength,
-        prior_weight, typicality, budget, batch_size, ...); those left out, or None, take the
-        model's defaults.
+        trace: a file that every step is written to as JSON, see `tfgen.search.trace`. resume: a
+        folder in which the search is kept after each step; one that was killed goes on from there.
+        options: fields of SearchSettings (search, beam, candidates, tokens, schedule,
+        prior_strength, budget, ...); those left out, or None, take the model's defaults.
 
         Ctrl-C ends the search with the best so far. Warns (PromptWarning) of what the verifier does
         not know; raises InputError on a prompt or a setting it cannot use, TfgenError on a failure.
@@ -181,6 +193,7 @@ class Pipeline:
         prior = self.prior.condition(prompt, partial(self.verifier.similarity, target=target))
         tokenizer = self.tokenizer.for_seed(seed)
         try:
+            about = self._about(prompt, negative)
             found = search(
                 target,
                 tokenizer,
@@ -192,6 +205,9 @@ class Pipeline:
                 progress=progress,
                 engine=self.engine(tokenizer, self.verifier),
                 cache=self.cache,
+                trace=trace,
+                resume=resume,
+                about=about,
             )
             image = render(tokenizer, found.tokens)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -208,33 +224,20 @@ class Pipeline:
             decodes=found.decodes,
             accounts=found.accounts,
             seconds=found.seconds,
-            interrupted=found.interrupted,
+            stopped=found.stopped,
             settings=found.settings,
-            recipe=self._recipe(prompt, negative, seed, found, image),
+            recipe=self._recipe(about, seed, found, image),
             _tokenizer=tokenizer,
         )
 
-    def _recipe(
-        self,
-        prompt: str,
-        negative: Sequence[str],
-        seed: int,
-        found: SearchResult,
-        image: Image.Image,
-    ) -> dict[str, Any]:
+    def _about(self, prompt: str, negative: Sequence[str]) -> dict[str, Any]:
+        """What a search is of, for its recipe and its trace."""
         return {
-            "format": RECIPE_FORMAT,
             "tfgen": tfgen.__version__,
             "torch": torch.__version__,
             "device": self.tokenizer.device.type,
             "prompt": prompt,
             "negative": list(negative),
-            "seed": seed,
-            "tokens": found.tokens.tolist(),
-            "score": found.score,
-            "verifier_score": found.verifier_score,
-            "decodes": found.decodes,
-            "interrupted": found.interrupted,
             "model": {
                 "name": self.model_name or self.tokenizer.name,
                 "fingerprint": self.tokenizer.fingerprint(),
@@ -245,6 +248,23 @@ class Pipeline:
                 "score": self.score,
             },
             "prior": {"name": self.prior.name, **self.prior.options()},
+        }
+
+    def _recipe(
+        self, about: dict[str, Any], seed: int, found: SearchResult, image: Image.Image
+    ) -> dict[str, Any]:
+        return {
+            "format": RECIPE_FORMAT,
+            **about,
+            "seed": seed,
+            "tokens": found.tokens.tolist(),
+            "score": found.score,
+            "verifier_score": found.verifier_score,
+            "decodes": found.decodes,
+            "accounts": found.accounts.as_dict(),
+            "seconds": found.seconds,
+            "stopped": found.stopped,
+            "interrupted": found.interrupted,
             "settings": asdict(found.settings),
             "size": list(image.size),
             "pixels_sha256": pixel_hash(image),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from os import PathLike
 from typing import Any
 
 from tfgen.priors.base import Prior
@@ -12,7 +13,8 @@ from tfgen.search.best_of_n import best_of_n
 from tfgen.search.evaluator import EmbeddingSource, Engine, Evaluator, PlainEngine, Progress
 from tfgen.search.lookahead import lookahead_search
 from tfgen.search.presets import PUBLISHED, SOTO
-from tfgen.search.records import Pool, SearchResult, Step
+from tfgen.search.recorder import Recorder
+from tfgen.search.records import Pool, SearchResult, Step, Stopped
 from tfgen.search.schedule import prefix_lengths
 from tfgen.search.settings import SearchSettings
 from tfgen.search.trail import Trail
@@ -33,6 +35,10 @@ def search(
     verifier: Verifier,
     settings: SearchSettings,
     seed: int = 0,
+    *,
+    trace: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    about: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SearchResult:
     """Run the search that `settings.search` names.
@@ -40,10 +46,22 @@ def search(
     Same seed, same tokens, whatever the batch size. A spent budget, spent time and Ctrl-C end it
     with the best so far.
 
-    options: see `Trail`. callback is called after each step, progress after each batch of decodes;
-    engine and cache, see `Evaluator`; trace, see `Trace`.
+    trace: a file that each step is written to, see `tfgen.search.trace`. resume: a folder in which
+    the search is kept after each step; if it has one of these settings, seed and `about` that was
+    killed, that goes on where it was, and one that has ended gives its result again. about: what
+    the header of both shall say of models and prompt.
+    options: see `Trail`. callback is called after each step made, progress after each batch of
+    decodes; engine and cache, see `Evaluator`.
+
+    Raises InputError on settings that do not fit the models, and where `resume` keeps another
+    search.
     """
     trail = Trail(target, tokenizer, prior, verifier, settings, seed, **options)
+    if trace is not None or resume is not None:
+        header = trail.header() | dict(about or {"prompt": target.prompt})
+        trail.record(Recorder(header, trace=trace, resume=resume))
+    if trail.finished:
+        return trail.result()
     return SEARCHES[settings.search](trail)
 
 
@@ -61,6 +79,7 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "Step",
+    "Stopped",
     "Trail",
     "beam_search",
     "best_of_n",

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from tfgen.errors import InputError, TfgenError, whole_number
 from tfgen.priors.base import Prior
 from tfgen.priors.uniform import UniformPrior
-from tfgen.search.accounts import peak_memory
+from tfgen.search.accounts import Accounts, peak_memory
 from tfgen.search.evaluator import (
     BudgetExhausted,
     EmbeddingSource,
@@ -25,12 +26,14 @@ from tfgen.search.evaluator import (
     Spent,
     TimeExhausted,
 )
+from tfgen.search.journal import decode_state
 from tfgen.search.plan import Plan
 from tfgen.search.ranking import best_picture, rank_pool
+from tfgen.search.recorder import Recorder
 from tfgen.search.records import SearchResult, Step, Stopped
 from tfgen.search.schedule import prefix_lengths
 from tfgen.search.settings import SearchSettings
-from tfgen.search.trace import Trace, end_line, step_line
+from tfgen.search.trace import FORMAT, read_step
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Target, Verifier
 
@@ -68,11 +71,10 @@ class Trail:
         progress: Callable[[Progress], None] | None = None,
         engine: Engine | None = None,
         cache: EmbeddingSource | None = None,
-        trace: Trace | None = None,
     ) -> None:
         self.started = time.perf_counter()
         self.target, self.tokenizer, self.prior, self.verifier = target, tokenizer, prior, verifier
-        self.settings, self.callback, self.trace = settings, callback, trace
+        self.settings, self.callback = settings, callback
         self.seed = whole_number("seed", seed, 0, 2**63 - 1)
         self.generator = torch.Generator().manual_seed(self.seed)
         self.start = self._start()  # Int64[B, k], k from 0: what the first step extends
@@ -98,6 +100,7 @@ class Trail:
         self.steps: list[Step] = []
         self.notes: dict[str, Any] = {}
         self.stopped: Stopped = "done"
+        self.recorder: Recorder | None = None
         self._kept = [-1] * len(self.beam)  # the beam's rows in the latest pool
 
     def _start(self) -> Tensor:
@@ -128,10 +131,43 @@ class Trail:
         greedy = "greedy" in (settings.complete, settings.rollout)
         if greedy and (settings.prior_strength == 0 or isinstance(prior, UniformPrior)):
             raise InputError(
-                "A greedy completion takes the most probable tokens, but at prior strength 0 and with "
-                "the uniform prior all are alike: use 'sample', or another prior and strength."
+                "A greedy completion takes the most probable tokens, but at prior strength 0, or "
+                "with the uniform prior, all are alike: use 'sample', or another prior."
             )
         return lengths
+
+    def header(self) -> dict[str, Any]:
+        """What the search is of, as far as it knows itself: for the header of a trace."""
+        return {
+            "kind": "header",
+            "format": FORMAT,
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "start": self.start.tolist(),
+            "lengths": self.lengths,
+        }
+
+    def record(self, recorder: Recorder) -> None:
+        """Write all steps with this recorder; first take up the run that its journal tells of."""
+        self.recorder = recorder
+        for line in recorder.earlier:
+            self.steps.append(read_step(line))
+            self.evaluator.restore(line["news"])
+        if not recorder.earlier:
+            return
+        accounts, pool = line["accounts"], self.steps[-1].pool
+        self.evaluator.accounts = Accounts(**accounts)
+        self.generator.set_state(decode_state(line["generator"]))
+        self.notes = dict(line["notes"])
+        self.started -= line["seconds"]
+        self.evaluator.deadline -= line["seconds"]
+        self.beam = pool.tokens[pool.kept].to(self.start.device)
+        self._kept = pool.kept.tolist()
+
+    @property
+    def finished(self) -> bool:
+        """The run taken up was at its end already: there is only `result` left to ask for."""
+        return self.recorder is not None and self.recorder.end is not None
 
     def __enter__(self) -> Trail:
         return self
@@ -237,15 +273,15 @@ class Trail:
 
     def _score(self, pictures: Tensor) -> int:
         """Score the pictures of a pool, Int64[N, k] or Int64[N, M, l]; returns how many of its
-        candidates. They are all, but in the first step of a search with a time limit, which learns
-        from the first passes how many it has the time for."""
+        candidates. They are all, but in a search with a time limit in the first step of a run,
+        which learns from the first passes how many it has the time for."""
         fits, each = len(pictures), 1 if pictures.ndim == 2 else pictures.shape[1]
         flat = pictures.view(-1, pictures.shape[-1])
-        if self.settings.time_limit is not None and not self.steps:
-            few = math.ceil(2 * self.evaluator.batch_size / each)
+        if self.settings.time_limit is not None and self.evaluator.left_in_time == math.inf:
+            few, before = math.ceil(2 * self.evaluator.batch_size / each), self.evaluator.decodes
             self.evaluator.score(flat[: few * each])
-            share = self.plan.share(0, self.evaluator.decodes + self.left())
-            fits = min(fits, max(few, share // each))
+            left = self.evaluator.decodes - before + self.left()
+            fits = min(fits, max(few, self.plan.share(len(self.steps), left) // each))
         self.evaluator.score(flat[: fits * each])
         return fits
 
@@ -299,8 +335,8 @@ class Trail:
         self.steps.append(step)
         self.beam = pool.tokens[pool.kept].to(self.beam.device)
         self._kept = pool.kept.tolist()
-        if self.trace:
-            self.trace.write(step_line(step, self.evaluator.accounts, self.notes))
+        if self.recorder:
+            self.recorder.step(step, self.evaluator, self.generator, self.notes)
         if self.callback:
             self.callback(step)
 
@@ -326,18 +362,22 @@ class Trail:
             )
         if self.settings.keep == "last":
             best = self.steps[-1]
-        accounts = self.evaluator.accounts
+        seconds, accounts = time.perf_counter() - self.started, self.evaluator.accounts
         accounts.peak_memory = peak_memory(self.tokenizer.device)
+        if self.finished:
+            end = self.recorder.end
+            seconds, accounts = end["seconds"], Accounts(**end["accounts"])
+            self.stopped = end["stopped"]
         result = SearchResult(
             best.best_tokens,
             best.best_score,
             best.best_verifier_score,
             self.steps,
             accounts,
-            time.perf_counter() - self.started,
+            seconds,
             self.stopped,
             self.settings,
         )
-        if self.trace:
-            self.trace.write(end_line(result))
+        if self.recorder and not self.finished:
+            self.recorder.finish(result)
         return result
