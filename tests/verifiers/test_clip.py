@@ -299,6 +299,20 @@ def test_a_negative_lowers_the_score_of_what_fits_it(worldly: Path, score: str) 
         assert torch.allclose(loss, fit.clamp(min=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("score", ["contrast", "cosine"])
+def test_the_gradient_of_a_score_says_how_it_changes_with_the_picture(
+    general: Path, score: str
+) -> None:
+    verifier = ClipVerifier.load(general, score=score)
+    target = verifier.prepare("a red fox in snow")
+    picture = pictures(1).requires_grad_()
+    (gradient,) = torch.autograd.grad(verifier.score(picture, target).sum(), picture)
+    step = 0.05 * gradient / gradient.norm()
+    with torch.no_grad():
+        change = verifier.score(picture + step, target) - verifier.score(picture - step, target)
+    assert float(change) == pytest.approx(0.1 * float(gradient.norm()), rel=0.05)
+
+
 def test_a_negative_that_is_a_contrast_caption_counts_once(worldly: Path) -> None:
     verifier = ClipVerifier.load(worldly)
     plain = verifier.prepare("a red fox").captions

@@ -19,7 +19,10 @@ class Target:
 
 
 class Verifier(ABC):
-    """Scores pictures, Float[N, 3, H, W] in [0, 1], against a `Target`."""
+    """Scores pictures, Float[N, 3, H, W] in [0, 1], against a `Target`.
+
+    `score` is differentiable in the pictures where the network is: a search may want its gradient.
+    """
 
     name: str
 

@@ -265,7 +265,6 @@ class ClipVerifier(Verifier):
             ]
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
-    @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         shown = self._input(images).contiguous(memory_format=torch.channels_last)
         with self._autocast():
@@ -275,7 +274,6 @@ class ClipVerifier(Verifier):
     def score(self, images: Tensor, target: Target) -> Tensor:
         return self.score_embeddings(self.embed(images), target)
 
-    @torch.no_grad()
     def score_embeddings(self, embeddings: Tensor, target: Target) -> Tensor:
         _require_clip(target)
         cosine = embeddings @ target.text.T  # [N, 1 + C]
