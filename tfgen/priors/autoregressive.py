@@ -34,7 +34,7 @@ from tfgen.verifiers.words import WordTokenizer
 
 FILE_NAME = "autoregressive.safetensors"
 _FORMAT = "tfgen autoregressive prior 1"
-_MAX_PREFIXES = 8192  # remembered at one time; about 10 kB each
+_MAX_PREFIXES = 8192  # remembered at one time; about 15 kB each
 _SCORED_ROWS = 256  # sequences scored at one time, so that they do not push out the search's own
 
 
