@@ -3,158 +3,114 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-import tfgen
 from tfgen.errors import InputError, TfgenError, whole_number
 
+from . import options as o
+from .report import prompt_warnings, report, search_bar, summary
+
 if TYPE_CHECKING:
-    from tfgen.pipeline import Pipeline, Result
-    from tfgen.search import Progress
+    from tfgen.pipeline import Result
 
 STRIP_COLUMNS = 16
 INTERRUPTED = 130
-OUTPUT, MODELS, SEARCH = "Output", "Models", "Search"
-
-
-def option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
 
 
 def generate(
-    words: Annotated[
-        list[str], typer.Argument(metavar="PROMPT", help="What the picture shows, in quotes.")
-    ],
-    output: Annotated[
-        Path | None,
-        option(
-            OUTPUT,
-            "Where to write the picture (default: the prompt as a file name).",
-            "--output",
-            "-o",
-            metavar="FILE.png",
-        ),
-    ] = None,
-    num_images: Annotated[
-        int,
-        option(
-            OUTPUT,
-            "Pictures: as many searches, with seeds SEED, SEED + 1, ..., "
-            "written as FILE-1.png, FILE-2.png, ...",
-        ),
-    ] = 1,
-    steps_image: Annotated[
-        Path | None,
-        option(
-            OUTPUT, "Also write the best picture after each step, side by side.", metavar="FILE.png"
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, option(OUTPUT, "Print one JSON object on stdout, and only that.", "--json")
-    ] = False,
-    quiet: Annotated[bool, option(OUTPUT, "Print only errors.", "--quiet", "-q")] = False,
-    model: Annotated[
-        str, option(MODELS, "The tokenizer: a name (see: tfgen models) or a folder.")
-    ] = "sprites",
-    verifier: Annotated[
-        str | None,
-        option(
-            MODELS,
-            "The verifier: a name, a folder, or an open_clip name like ViT-B-32/laion2b_s34b_b79k "
-            "(default: the model's).",
-        ),
-    ] = None,
-    prior: Annotated[
-        str | None,
-        option(
-            MODELS,
-            "What proposes tokens: uniform, frequency or autoregressive (default: the model's).",
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        option(MODELS, "How closely an autoregressive prior follows the prompt: 1 is as trained."),
-    ] = None,
-    device: Annotated[
-        str,
-        option(
-            MODELS, "Where to compute; auto is CUDA where there is one.", metavar="auto|cpu|cuda"
-        ),
-    ] = "auto",
-    beam: Annotated[
-        int | None, option(SEARCH, "Beam width: prefixes kept after each step.")
-    ] = None,
-    candidates: Annotated[int | None, option(SEARCH, "Candidates per beam and step.")] = None,
-    tokens: Annotated[int | None, option(SEARCH, "Tokens of the longest prefix.")] = None,
-    schedule: Annotated[
-        str | None,
-        option(
-            SEARCH,
-            "Prefix length after each step: one, geometric, linear:STEP, or a list as 1,2,4,8.",
-        ),
-    ] = None,
-    prior_strength: Annotated[
-        float | None,
-        option(SEARCH, "λ: proposals are drawn from prior^λ; 0 is uniform, 1 is the prior."),
-    ] = None,
-    prior_weight: Annotated[
-        float | None,
-        option(SEARCH, "w: rank by verifier score + w x typicality under the prior."),
-    ] = None,
-    likelihood: Annotated[
-        bool,
-        option(
-            SEARCH,
-            "With --prior-weight: the mean log p itself in place of typicality.",
-            "--likelihood",
-        ),
-    ] = False,
-    score: Annotated[
-        str,
-        option(
-            SEARCH,
-            "Rank against contrast captions (one-word swaps of the prompt), or by the bare cosine.",
-            metavar="contrast|cosine",
-        ),
-    ] = "contrast",
-    negative: Annotated[
-        list[str] | None,
-        option(SEARCH, "A caption the picture must not fit; may be repeated.", metavar="TEXT"),
-    ] = None,
-    budget: Annotated[int | None, option(SEARCH, "At most so many decodes.")] = None,
-    batch_size: Annotated[
-        int | None,
-        option(SEARCH, "Pictures a batch (default: what suits the device); changes no result."),
-    ] = None,
-    seed: Annotated[int, option(SEARCH, "Same seed, same picture.")] = 0,
+    words: o.Prompt,
+    output: o.Output = None,
+    num_images: o.NumImages = 1,
+    steps_image: o.StepsImage = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    model: o.Model = "sprites",
+    verifier: o.Verifier = None,
+    prior: o.Prior = None,
+    guidance: o.Guidance = None,
+    device: o.Device = "auto",
+    search: o.Search = None,
+    beam: o.Beam = None,
+    candidates: o.Candidates = None,
+    samples: o.Samples = None,
+    tokens: o.Tokens = None,
+    schedule: o.Schedule = None,
+    prior_strength: o.PriorStrength = None,
+    prior_weight: o.PriorWeight = None,
+    likelihood: o.Likelihood = False,
+    score: o.Score = "contrast",
+    negative: o.Negative = None,
+    seed: o.Seed = 0,
+    lookahead: o.Lookahead = None,
+    rollouts: o.Rollouts = None,
+    rollout: o.Rollout = None,
+    rollout_score: o.RolloutScore = None,
+    lookahead_steps: o.LookaheadSteps = None,
+    start: o.Start = None,
+    branch: o.Branch = None,
+    first_step: o.FirstStep = None,
+    repeats: o.Repeats = False,
+    max_children: o.MaxChildren = None,
+    keep: o.Keep = None,
+    complete: o.Complete = None,
+    shortlist: o.Shortlist = None,
+    screen: o.Screen = False,
+    refine: o.Refine = None,
+    no_atlas: o.NoAtlas = False,
+    budget: o.Budget = None,
+    time_limit: o.TimeLimit = None,
+    batch_size: o.BatchSize = None,
+    trace: o.TraceFile = None,
+    resume: o.Resume = None,
 ) -> None:
     """Make a picture of PROMPT by token search. `tfgen PROMPT` is short for it.
 
     What is left out takes the model's own default. Ctrl-C writes the best picture found so far.
     """
+    settings = {
+        "search": search,
+        "beam": beam,
+        "candidates": candidates,
+        "samples": samples,
+        "tokens": tokens,
+        "schedule": schedule,
+        "prior_strength": prior_strength,
+        "prior_weight": prior_weight,
+        "typicality": False if likelihood else None,
+        "lookahead": o.parse_lookahead(lookahead),
+        "rollouts": rollouts,
+        "rollout": rollout,
+        "rollout_score": rollout_score,
+        "lookahead_steps": lookahead_steps,
+        "start": o.parse_tokens(start),
+        "branch": branch,
+        "first_step": first_step,
+        "distinct": False if repeats else None,
+        "max_children": max_children,
+        "keep": keep,
+        "complete": complete,
+        "shortlist": shortlist,
+        "screen": True if screen else None,
+        "refine": refine,
+        "atlas": False if no_atlas else None,
+        "budget": budget,
+        "time_limit": time_limit,
+        "batch_size": batch_size,
+    }
     if len(words) > 1:
         raise InputError(f'The prompt is one argument, so put it in quotes: "{" ".join(words)}".')
     prompt = words[0]
     whole_number("--num-images", num_images, 1)
     paths = output_paths(prompt, output, num_images)
     strips = [] if steps_image is None else numbered(steps_image, num_images)
-    from tfgen.image_io import check_writable
-
-    for path in paths + strips:
-        check_writable(path)
-    if repeated := set(paths) & set(strips):
-        raise InputError(f"--output and --steps-image are the same file, {str(repeated.pop())!r}.")
+    traces = [] if trace is None else numbered(trace, num_images)
+    check_outputs(paths, strips, traces)
 
     from tfgen.pipeline import Pipeline, check_prompt
 
@@ -164,27 +120,17 @@ def generate(
         pipeline = Pipeline.load(
             model, verifier=verifier, prior=prior, guidance=guidance, device=device, score=score
         )
-        search = {
-            "beam": beam,
-            "candidates": candidates,
-            "tokens": tokens,
-            "schedule": schedule,
-            "prior_strength": prior_strength,
-            "prior_weight": prior_weight,
-            "typicality": False if likelihood else None,
-            "budget": budget,
-            "batch_size": batch_size,
-        }
-        settings = pipeline.settings(**search)
         try:
             for index, path in enumerate(paths):
-                with search_bar(settings, quiet) as progress:
+                with search_bar(quiet) as progress:
                     result = pipeline.generate(
                         prompt,
                         negative=negative or (),
                         seed=seed + index,
                         progress=progress,
-                        **search,
+                        trace=traces[index] if traces else None,
+                        resume=resume,
+                        **settings,
                     )
                 save(result, path)
                 done.append((result, path))
@@ -198,12 +144,13 @@ def generate(
             if not done:
                 raise
     if as_json:
-        print(json.dumps(report(prompt, pipeline, done, strips, sentences), indent=2))
+        print(json.dumps(report(prompt, pipeline, done, strips, traces, sentences), indent=2))
     interrupted = len(done) < num_images or done[-1][0].interrupted
     if interrupted:
         last, path = done[-1]
         kept = "the best picture so far" if last.interrupted else "the pictures finished so far"
-        print(f"Stopped by Ctrl-C: kept {kept} in {str(path)!r}.", file=sys.stderr)
+        again = "" if resume is None else f" The same command goes on from {str(resume)!r}."
+        print(f"Stopped by Ctrl-C: kept {kept} in {str(path)!r}.{again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -231,58 +178,22 @@ def slug(prompt: str, limit: int = 60) -> str:
     return name or "picture"
 
 
-@contextmanager
-def prompt_warnings(quiet: bool) -> Iterator[list[str]]:
-    """Say on stderr, unless quiet, what the verifier warns of; yields the sentences."""
-    from tfgen.pipeline import PromptWarning
+def check_outputs(paths: list[Path], strips: list[Path], traces: list[Path]) -> None:
+    """Find out before a search whether all that it makes can be written. Raises InputError."""
+    from tfgen.image_io import check_writable
+    from tfgen.search.trace import check_trace
 
-    sentences: list[str] = []
-    show_others = warnings.showwarning
-
-    def show(message: Any, category: type[Warning], *where: Any) -> None:
-        if not issubclass(category, PromptWarning):
-            show_others(message, category, *where)
-            return
-        sentences.append(str(message))
-        if not quiet:
-            print(f"Warning: {message}", file=sys.stderr)
-
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings():
-        if quiet:
-            warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
-        warnings.simplefilter("always", PromptWarning)
-        warnings.showwarning = show
-        try:
-            yield sentences
-        finally:
-            logging.disable(disabled)
-
-
-@contextmanager
-def search_bar(settings: Any, quiet: bool) -> Iterator[Any]:
-    """A bar on stderr with step, decodes and best score, fed through the callable it yields."""
-    from tqdm import tqdm
-
-    bar: tqdm | None = None  # not before there is progress: a setting may still be refused
-
-    def show(progress: Progress) -> None:
-        nonlocal bar
-        most = settings.beam * settings.candidates * progress.steps
-        total = max(progress.decodes, min(most, settings.budget or most))
-        if bar is None:
-            bar = tqdm(total=total, unit=" decodes", disable=quiet, dynamic_ncols=True, delay=1e-9)
-        bar.set_description(f"step {progress.step}/{progress.steps}", refresh=False)
-        bar.set_postfix_str(f"best score {progress.best_score:.3f}", refresh=False)
-        bar.update(progress.decodes - bar.n)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.total = bar.n  # candidates that came up before cost no decode
-            bar.close()
+    for path in paths + strips:
+        check_writable(path)
+    for path in traces:
+        check_trace(path)
+    written = {"--output": paths, "--steps-image": strips, "--trace": traces}
+    owners: dict[Path, str] = {}
+    for name, files in written.items():
+        for path in files:
+            if path in owners:
+                raise InputError(f"{owners[path]} and {name} are the same file, {str(path)!r}.")
+            owners[path] = name
 
 
 def save(result: Result, path: Path) -> None:
@@ -303,65 +214,3 @@ def save_strip(result: Result, path: Path) -> None:
 
     labels = [f"k={step.length} score {step.best_score:.2f}" for step in result.steps]
     save_sheet(contact_sheet(result.step_images(), labels, STRIP_COLUMNS), path)
-
-
-def summary(result: Result, path: Path) -> str:
-    rate = result.decodes / result.seconds if result.seconds else 0.0
-    return (
-        f"{path}  score {result.score:.3f}  {result.decodes:,} decodes in {result.seconds:.1f} s "
-        f"({rate:,.0f} decodes/s)"
-    )
-
-
-def report(
-    prompt: str,
-    pipeline: Pipeline,
-    done: list[tuple[Result, Path]],
-    strips: list[Path],
-    sentences: list[str],
-) -> dict[str, Any]:
-    """The object of --json. At the top: the best picture; decodes and seconds of all together."""
-    best, _ = max(done, key=lambda item: item[0].score)
-    return {
-        "tfgen": tfgen.__version__,
-        "prompt": prompt,
-        "negative": best.recipe["negative"],
-        "model": best.recipe["model"],
-        "verifier": best.recipe["verifier"],
-        "prior": best.recipe["prior"],
-        "device": str(pipeline.tokenizer.device),
-        "settings": asdict(best.settings),
-        "seed": best.recipe["seed"],
-        "tokens": best.tokens,
-        "score": best.score,
-        "verifier_score": best.verifier_score,
-        "decodes": sum(result.decodes for result, _ in done),
-        "seconds": sum(result.seconds for result, _ in done),
-        "interrupted": any(result.interrupted for result, _ in done),
-        "warnings": sentences,
-        "paths": [str(path) for _, path in done],
-        "steps_paths": [str(path) for path in strips[: len(done)]],
-        "images": [
-            {
-                "path": str(path),
-                "seed": result.recipe["seed"],
-                "tokens": result.tokens,
-                "score": result.score,
-                "verifier_score": result.verifier_score,
-                "decodes": result.decodes,
-                "seconds": result.seconds,
-                "interrupted": result.interrupted,
-                "steps": [
-                    {
-                        "length": step.length,
-                        "decodes": step.decodes,
-                        "seconds": step.seconds,
-                        "best_score": step.best_score,
-                        "best_tokens": step.best_tokens.tolist(),
-                    }
-                    for step in result.steps
-                ],
-            }
-            for result, path in done
-        ],
-    }

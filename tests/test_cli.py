@@ -105,9 +105,14 @@ def test_help_lists_the_commands_and_generates_options(run: Callable[..., Run]) 
     options = (
         "--output --model --verifier --prior --prior-strength --prior-weight --beam --candidates "
         "--tokens --schedule --seed --device --num-images --steps-image --negative --score "
-        "--budget --batch-size --json --quiet"
+        "--budget --batch-size --json --quiet --search --samples --lookahead --rollouts "
+        "--rollout --rollout-score --lookahead-steps --start --branch --first-step --repeats "
+        "--max-children --keep --complete --shortlist --screen --refine --no-atlas --time-limit "
+        "--trace --resume"
     )
     assert all(option in generate.out for option in options.split())
+    for told in ("beam|lookahead|best-of-n", "FILE.jsonl"):
+        assert told in generate.out
 
 
 def test_version(run: Callable[..., Run]) -> None:
@@ -201,6 +206,78 @@ def test_options_reach_the_search(run: Callable[..., Run]) -> None:
     assert recipe["negative"] == ["a dog", "a cat"]
 
 
+def test_the_searches_by_name_with_their_options(run: Callable[..., Run]) -> None:
+    options = (
+        "--search lookahead --lookahead 2 --rollouts 2 --rollout-score max --lookahead-steps 2 "
+        "--first-step candidates --max-children 1 --keep last --complete sample --repeats "
+        "--no-atlas --time-limit 60"
+    )
+    assert run(PROMPT, *options.split()).code == 0
+    settings = load_png(FILE)[1]["settings"]
+    assert (settings["search"], settings["lookahead"], settings["rollouts"]) == ("lookahead", 2, 2)
+    assert (settings["rollout_score"], settings["lookahead_steps"]) == ("max", 2)
+    assert (settings["first_step"], settings["max_children"]) == ("candidates", 1)
+    assert (settings["keep"], settings["complete"]) == ("last", "sample")
+    assert (settings["distinct"], settings["atlas"]) == (False, False)
+    assert settings["time_limit"] == 60
+
+    assert run(PROMPT, "--search", "best-of-n", "-n", "5").code == 0
+    recipe = load_png(FILE)[1]
+    assert recipe["decodes"] == 5 and len(recipe["tokens"]) == TOKENS
+
+    assert run(PROMPT, "--search", "lookahead", "--lookahead", "-1", "--start", "3,1").code == 0
+    recipe = load_png(FILE)[1]
+    assert recipe["settings"]["start"] == [3, 1] == recipe["tokens"][:2]
+    run(PROMPT, "--search", "lookahead", "--lookahead", "end", "--start", "3,1", "-o", "end.png")
+    assert load_png("end.png")[1]["tokens"] == recipe["tokens"]
+
+
+def test_what_a_search_cost_is_in_recipe_json_and_summary(run: Callable[..., Run]) -> None:
+    done = run(PROMPT, "--num-images", "2", "--json", "--budget", "3")
+    told = json.loads(done.out)
+    names = {"decodes", "screened", "gradients", "cached", "cost", "verifier_calls"}
+    names |= {"propose_seconds", "decode_seconds", "score_seconds", "peak_memory"}
+    for image in told["images"]:
+        recipe = load_png(image["path"])[1]
+        assert recipe["accounts"] == image["accounts"] and set(image["accounts"]) == names
+        assert image["stopped"] == recipe["stopped"] == "budget"
+        assert image["accounts"]["decodes"] == image["accounts"]["verifier_calls"] == 3
+    assert told["accounts"]["decodes"] == 6
+    assert told["accounts"]["peak_memory"] >= told["images"][0]["accounts"]["peak_memory"] > 10**6
+    assert done.err.splitlines()[-1].endswith("decodes/s), stopped by --budget")
+
+
+def test_the_trace_is_a_file_a_picture(run: Callable[..., Run]) -> None:
+    told = json.loads(run(PROMPT, "--num-images", "2", "--trace", "run.jsonl", "--json").out)
+    assert told["trace_paths"] == ["run-1.jsonl", "run-2.jsonl"]
+    for path, image in zip(told["trace_paths"], told["images"], strict=True):
+        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        assert [line["kind"] for line in lines] == ["header", *["step"] * TOKENS, "end"]
+        assert lines[0]["prompt"] == PROMPT and lines[0]["seed"] == image["seed"]
+        assert lines[0]["model"]["fingerprint"] == "toy1"
+        assert lines[-1]["tokens"] == image["tokens"]
+
+
+def test_after_ctrl_c_the_same_command_goes_on(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads(run(PROMPT, "--json", "-o", "whole.png").out)
+    monkeypatch.setattr(SavedVerifier, "interrupt_at", SavedVerifier.calls + 3)
+    done = run(PROMPT, "--resume", "kept", "--json")
+    assert done.code == 130
+    assert "The same command goes on from 'kept'." in done.err
+    before = SavedVerifier.calls
+    told = json.loads(run(PROMPT, "--resume", "kept", "--json").out)
+    assert SavedVerifier.calls == before + TOKENS - 2  # two steps were done
+    assert told["tokens"] == whole["tokens"] and told["decodes"] == whole["decodes"]
+    assert json.loads(run(PROMPT, "--resume", "kept", "--json").out)["tokens"] == whole["tokens"]
+    assert SavedVerifier.calls == before + TOKENS - 2
+
+    refused = run(PROMPT, "--resume", "kept", "--beam", "7")
+    assert refused.code == 2 and is_one_sentence(refused.err)
+    assert "its beam is 2, not 7" in refused.err
+
+
 def test_json_is_one_object_and_all_there_is_on_stdout(run: Callable[..., Run]) -> None:
     done = run(PROMPT, "--json", "--seed", "5")
     told = json.loads(done.out)
@@ -231,7 +308,9 @@ def test_num_images_makes_as_many_with_successive_seeds(run: Callable[..., Run])
     assert told["score"] == max(image["score"] for image in told["images"])
     assert told["decodes"] == sum(image["decodes"] for image in told["images"])
     run(PROMPT, "--seed", "5", "-o", "alone.png")
-    assert Path("alone.png").read_bytes() == Path(names[1]).read_bytes()
+    (alone, recipe), (among, told) = load_png("alone.png"), load_png(names[1])
+    assert alone.tobytes() == among.tobytes()
+    assert recipe["tokens"] == told["tokens"] and recipe["seed"] == told["seed"]
 
 
 def test_the_steps_image_shows_every_step_side_by_side(run: Callable[..., Run]) -> None:
@@ -283,6 +362,16 @@ def test_a_word_the_verifier_does_not_know_is_said_on_stderr(run: Callable[..., 
         ([PROMPT, "-o", "gone/fox.png"], "no folder 'gone'"),
         ([PROMPT, "--steps-image", "gone/steps.png"], "no folder 'gone'"),
         ([PROMPT, "--steps-image", FILE], "same file"),
+        ([PROMPT, "--trace", "gone/run.jsonl"], "no folder 'gone'"),
+        ([PROMPT, "--trace", FILE], "--output and --trace are the same file"),
+        ([PROMPT, "--trace", "."], "it is a folder"),
+        ([PROMPT, "--search", "beem"], "did you mean 'beam'"),
+        ([PROMPT, "--samples", "9"], "samples means nothing to the search 'beam'"),
+        ([PROMPT, "--lookahead", "4"], "lookahead means nothing to the search 'beam'"),
+        ([PROMPT, "--search", "lookahead", "--lookahead", "far"], "or 'end' (-1)"),
+        ([PROMPT, "--start", "1;2"], "--start must be tokens with commas between them"),
+        ([PROMPT, "--start", "1,99"], "Token 99 is not in the codebook"),
+        ([PROMPT, "--time-limit", "0"], "time_limit must be a number of seconds above 0"),
         (["replay", "gone.png"], "no file 'gone.png'"),
         (["replay"], "FILE.png"),
     ],

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -39,7 +40,7 @@ from typing import IO, Any
 
 import torch
 
-from tfgen.errors import TfgenError
+from tfgen.errors import InputError, TfgenError
 from tfgen.search.accounts import Accounts
 from tfgen.search.records import Pool, SearchResult, Step
 
@@ -47,9 +48,13 @@ FORMAT = 1
 
 
 class Trace:
-    """Writes the lines of a trace to a file, each at once. Raises TfgenError where it cannot."""
+    """Writes the lines of a trace to a file, each at once.
+
+    Raises InputError where the path is of no use, TfgenError where writing fails later.
+    """
 
     def __init__(self, path: str | PathLike[str]) -> None:
+        check_trace(path)
         self.path = Path(path)
         self._file: IO[str] | None = None
 
@@ -67,6 +72,20 @@ class Trace:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def check_trace(path: str | PathLike[str]) -> None:
+    """Find out before a search whether a trace can be written there; raises InputError if not."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(
+            f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: "
+            "create it first, or choose another file."
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"Cannot write {str(path)!r}: this is not allowed: choose another file.")
 
 
 def step_line(step: Step, accounts: Accounts, notes: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -49,7 +49,8 @@ class Trail:
     time is spent or on Ctrl-C; a Ctrl-C before anything was scored propagates.
 
     For those who extend a search:
-      `rank(tokens)` scores any pool of candidates, wherever they come from, and makes a step of it.
+      `rank(tokens)` scores any pool of candidates, wherever they come from, and makes a step of it;
+      the pool may come in rounds, of which each is made when those before it are scored.
       `evaluator.score(tokens)` scores prefixes without making a step; it costs the same.
       `tokenizer`, `verifier`, `target`, `prior` are what the search is of (the tokenizer is the one
       of this seed: see `Tokenizer.for_seed`); work done with them directly is charged by
@@ -96,7 +97,7 @@ class Trail:
         )
         self.plan = Plan(settings, self.beam, self.lengths, tokenizer.vocab_size)
         self.evaluator.steps = self.plan.steps
-        self.evaluator.planned = self.plan.total
+        self.evaluator.planned = min(self.plan.total, settings.budget or self.plan.total)
         self.steps: list[Step] = []
         self.notes: dict[str, Any] = {}
         self.stopped: Stopped = "done"
@@ -243,32 +244,37 @@ class Trail:
 
     def rank(
         self,
-        tokens: Tensor,
+        tokens: Tensor | Iterable[Tensor],
         *,
         parents: Tensor | None = None,
         rollouts: Tensor | None = None,
         phase: str = "search",
+        position: int | None = None,
     ) -> Tensor:
         """Score a pool of candidates and record it as a step: Int64[N, k] -> the new beam.
 
         The beam, Int64[B, k], best first, is what the settings keep of the pool; it is also in
         `self.beam`.
 
-        parents: Int64[N], rows of the beam until now that the candidates descend from, -1 for none;
-        by default the one that is their prefix. rollouts: Int64[N, M, l], continuations whose
-        pictures are scored in place of the candidates' own. phase: which part of the search this
-        is, for the records.
+        tokens: the pool, or its parts in rounds, each of which is scored before the next is asked
+        for. parents: Int64[N], rows of the beam until now that the candidates descend from, -1 for
+        none; by default the one that is their prefix or, with a `position`, that differs from them
+        there only. rollouts: Int64[N, M, l], continuations whose pictures are scored in place of
+        the candidates' own. phase: which part of the search this is, for the records.
         """
         self.evaluator.step = len(self.steps) + 1
-        if parents is None:
-            parents = self._parents(tokens)
+        pool: list[Tensor] = []
         try:
-            fits = self._score(tokens if rollouts is None else rollouts)
+            for part in [tokens] if isinstance(tokens, Tensor) else tokens:
+                pool.append(part)
+                fits = self._score(part if rollouts is None else rollouts)
+                pool[-1] = part[:fits]
+                rollouts = None if rollouts is None else rollouts[:fits]
         except (Spent, KeyboardInterrupt):
-            self._record(tokens, parents, rollouts, phase, partial=True)
+            if pool:
+                self._record(torch.cat(pool), parents, rollouts, phase, position, partial=True)
             raise
-        rollouts = None if rollouts is None else rollouts[:fits]
-        self._record(tokens[:fits], parents[:fits], rollouts, phase)
+        self._record(torch.cat(pool), parents, rollouts, phase, position)
         return self.beam
 
     def _score(self, pictures: Tensor) -> int:
@@ -285,22 +291,26 @@ class Trail:
         self.evaluator.score(flat[: fits * each])
         return fits
 
-    def _parents(self, tokens: Tensor) -> Tensor:
+    def _parents(self, tokens: Tensor, position: int | None) -> Tensor:
+        shared = torch.arange(self.beam.shape[1])
+        shared = shared[shared != position] if position is not None else shared
         rows: dict[tuple[int, ...], int] = {}
-        for index, row in enumerate(self.beam.tolist()):
+        for index, row in enumerate(self.beam.cpu()[:, shared].tolist()):
             rows.setdefault(tuple(row), index)
-        length = self.beam.shape[1]
-        return torch.tensor([rows.get(tuple(row), -1) for row in tokens[:, :length].tolist()])
+        return torch.tensor([rows.get(tuple(row), -1) for row in tokens[:, shared].tolist()])
 
     def _record(
         self,
         tokens: Tensor,
-        parents: Tensor,
+        parents: Tensor | None,
         rollouts: Tensor | None,
         phase: str,
+        position: int | None,
         partial: bool = False,
     ) -> None:
-        tokens, parents = tokens.cpu(), parents.cpu()
+        tokens = tokens.cpu()
+        parents = self._parents(tokens, position) if parents is None else parents.cpu()
+        parents = parents[: len(tokens)]
         rollouts = None if rollouts is None else rollouts.cpu()
         pictures = tokens[:, None] if rollouts is None else rollouts  # [N, M, l]
         flat, shape = pictures.flatten(0, 1), pictures.shape[:2]
@@ -308,7 +318,7 @@ class Trail:
         if verifier_scores.isnan().all():
             return
         with self.evaluator.accounts.timed("propose"):
-            scores = verifier_scores + self._prior_term(flat).view(shape)
+            scores = verifier_scores + self.prior_term(flat).view(shape)
         row, column = best_picture(pictures, scores)
         rows_before = torch.tensor([-1, *self._kept])  # of the beam in the pool, as of its parents
         pool = rank_pool(
@@ -340,7 +350,7 @@ class Trail:
         if self.callback:
             self.callback(step)
 
-    def _prior_term(self, tokens: Tensor) -> Tensor:
+    def prior_term(self, tokens: Tensor) -> Tensor:
         """Float32[N] on the CPU: the prior's share of the scores of Int64[N, k]."""
         weight = self.settings.prior_weight
         if weight == 0:

@@ -1,0 +1,243 @@
+"""The options of tfgen generate, as the types of its parameters: name, help, and kind of value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfgen.errors import InputError
+
+OUTPUT, MODELS, SEARCH = "Output", "Models", "Search"
+METHOD, LIMITS = "Which search, and what it varies", "Limits and records"
+
+
+def option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
+
+
+Prompt = Annotated[
+    list[str], typer.Argument(metavar="PROMPT", help="What the picture shows, in quotes.")
+]
+
+Output = Annotated[
+    Path | None,
+    option(
+        OUTPUT,
+        "Where to write the picture (default: the prompt as a file name).",
+        "--output",
+        "-o",
+        metavar="FILE.png",
+    ),
+]
+NumImages = Annotated[
+    int,
+    option(
+        OUTPUT,
+        "Pictures: as many searches, with seeds SEED, SEED + 1, ..., "
+        "written as FILE-1.png, FILE-2.png, ...",
+    ),
+]
+StepsImage = Annotated[
+    Path | None,
+    option(
+        OUTPUT, "Also write the best picture after each step, side by side.", metavar="FILE.png"
+    ),
+]
+AsJson = Annotated[
+    bool, option(OUTPUT, "Print one JSON object on stdout, and only that.", "--json")
+]
+Quiet = Annotated[bool, option(OUTPUT, "Print only errors.", "--quiet", "-q")]
+
+Model = Annotated[str, option(MODELS, "The tokenizer: a name (see: tfgen models) or a folder.")]
+Verifier = Annotated[
+    str | None,
+    option(
+        MODELS,
+        "The verifier: a name, a folder, or an open_clip name like ViT-B-32/laion2b_s34b_b79k "
+        "(default: the model's).",
+    ),
+]
+Prior = Annotated[
+    str | None,
+    option(
+        MODELS,
+        "What proposes tokens: uniform, frequency or autoregressive (default: the model's).",
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    option(MODELS, "How closely an autoregressive prior follows the prompt: 1 is as trained."),
+]
+Device = Annotated[
+    str,
+    option(MODELS, "Where to compute; auto is CUDA where there is one.", metavar="auto|cpu|cuda"),
+]
+
+Search = Annotated[str | None, option(SEARCH, "The algorithm.", metavar="beam|lookahead|best-of-n")]
+Beam = Annotated[int | None, option(SEARCH, "Beam width: prefixes kept after each step.")]
+Candidates = Annotated[int | None, option(SEARCH, "Candidates per beam and step.")]
+Samples = Annotated[
+    int | None,
+    option(
+        SEARCH,
+        "best-of-n: sequences drawn (default: as many candidates as a beam search has).",
+        "--samples",
+        "-n",
+    ),
+]
+Tokens = Annotated[int | None, option(SEARCH, "Tokens of the longest prefix.")]
+Schedule = Annotated[
+    str | None,
+    option(
+        SEARCH, "Prefix length after each step: one, geometric, linear:STEP, or a list as 1,2,4,8."
+    ),
+]
+PriorStrength = Annotated[
+    float | None,
+    option(SEARCH, "λ: proposals are drawn from prior^λ; 0 is uniform, 1 is the prior."),
+]
+PriorWeight = Annotated[
+    float | None, option(SEARCH, "w: rank by verifier score + w x typicality under the prior.")
+]
+Likelihood = Annotated[
+    bool,
+    option(
+        SEARCH,
+        "With --prior-weight: the mean log p itself in place of typicality.",
+        "--likelihood",
+    ),
+]
+Score = Annotated[
+    str,
+    option(
+        SEARCH,
+        "Rank against contrast captions (one-word swaps of the prompt), or by the bare cosine.",
+        metavar="contrast|cosine",
+    ),
+]
+Negative = Annotated[
+    list[str] | None,
+    option(SEARCH, "A caption the picture must not fit; may be repeated.", metavar="TEXT"),
+]
+Seed = Annotated[int, option(SEARCH, "Same seed, same picture.")]
+
+Lookahead = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "lookahead: tokens of a rollout; end or -1 is to the last (default: end).",
+        metavar="L|end",
+    ),
+]
+Rollouts = Annotated[int | None, option(METHOD, "lookahead: rollouts of each candidate.")]
+Rollout = Annotated[
+    str | None,
+    option(METHOD, "lookahead: draw its tokens, or take the likeliest.", metavar="sample|greedy"),
+]
+RolloutScore = Annotated[
+    str | None,
+    option(METHOD, "lookahead: what a candidate's rollouts come to.", metavar="mean|max"),
+]
+LookaheadSteps = Annotated[
+    int | None, option(METHOD, "lookahead: only in so many first steps (default: in all).")
+]
+Start = Annotated[
+    str | None,
+    option(METHOD, "Tokens that the picture shall begin with, as 12,7.", metavar="TOKENS"),
+]
+Branch = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "In a step of several tokens, a beam's candidates differ in all of them or in the last.",
+        metavar="all|last",
+    ),
+]
+FirstStep = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "The first step draws beam x candidates proposals, or, as in SoTo, only candidates.",
+        metavar="beam|candidates",
+    ),
+]
+Repeats = Annotated[
+    bool, option(METHOD, "Draw candidates with replacement, as SoTo does.", "--repeats")
+]
+MaxChildren = Annotated[
+    int | None, option(METHOD, "At most so many prefixes of a beam have one parent.")
+]
+Keep = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "The result is the best prefix ever seen, or, as in SoTo, that of the last step.",
+        metavar="best|last",
+    ),
+]
+Complete = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "After the search, complete the best prefixes to all tokens, and keep what is better.",
+        metavar="greedy|sample",
+    ),
+]
+Shortlist = Annotated[
+    int | None, option(METHOD, "Codes per beam and step that the verifier's gradient picks.")
+]
+Screen = Annotated[
+    bool, option(METHOD, "Decode candidates cheaply first, and only the best in full.", "--screen")
+]
+Refine = Annotated[
+    int | None,
+    option(METHOD, "Sweeps that draw single tokens of the result again.", metavar="SWEEPS"),
+]
+NoAtlas = Annotated[
+    bool,
+    option(METHOD, "Draw the first step, even where all its pictures are known.", "--no-atlas"),
+]
+
+Budget = Annotated[
+    int | None, option(LIMITS, "At most so many decodes; all steps are made to fit.")
+]
+TimeLimit = Annotated[
+    float | None,
+    option(LIMITS, "At most so many seconds of search; all steps are made to fit.", metavar="S"),
+]
+BatchSize = Annotated[
+    int | None,
+    option(LIMITS, "Pictures a batch (default: what suits the device); changes no result."),
+]
+TraceFile = Annotated[
+    Path | None,
+    option(LIMITS, "Write every candidate of every step as JSON.", "--trace", metavar="FILE.jsonl"),
+]
+Resume = Annotated[
+    Path | None,
+    option(
+        LIMITS,
+        "Keep the search in this folder after each step, and go on with the one that is there.",
+        metavar="DIR",
+    ),
+]
+
+
+def parse_lookahead(text: str | None) -> int | str | None:
+    """The tokens of a rollout; what is no number is left for the settings to judge."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
+
+
+def parse_tokens(text: str | None) -> list[int] | None:
+    """Tokens as on the command line, 12,7. Raises InputError where they are none."""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--start must be tokens with commas between them, as 12,7, not {text!r}."
+        ) from None
