@@ -226,17 +226,24 @@ def load_tokenizer(name: str, device: torch.device) -> Tokenizer:
 
 
 def load_prior(name: str, model: str, tokenizer: Tokenizer) -> Prior:
-    """A prior for this model and its tokenizer: by name, or KIND:SOURCE for one with files of its
-    own (a folder or a repository on the hub), such as flexar:~/my-flexar."""
-    from tfgen.priors import PRIORS
+    """A prior for this model and its tokenizer: by name; KIND:SOURCE for one with files of its own,
+    such as flexar:~/my-flexar (a folder or a repository on the hub) or retrieval:bank.safetensors;
+    or several of these joined by +, such as frequency+retrieval."""
+    from tfgen.priors import PRIORS, CombinedPrior
 
+    if "+" in name:
+        return CombinedPrior([load_prior(part, model, tokenizer) for part in name.split("+")])
     kind, _, source = name.partition(":")
     published = MODELS.get(name)
     if published is not None and published.role == "prior":
         kind, source = "flexar", published.hub_id or str(WEIGHTS / name)
-    if kind not in PRIORS or (source and kind != "flexar"):
+    if kind not in PRIORS or (source and kind not in ("flexar", "retrieval")):
         own = [known for known, known_model in MODELS.items() if known_model.role == "prior"]
-        raise unknown("prior", name, [*PRIORS, *own, "flexar:FOLDER_OR_HUB_ID"])
+        forms = ["flexar:FOLDER_OR_HUB_ID", "retrieval:BANK_FILE"]
+        raise unknown("prior", name, [*PRIORS, *own, *forms])
+    if kind == "retrieval":
+        bank = Path(source).expanduser() if source else None
+        return PRIORS[kind].for_tokenizer(tokenizer, locate(model), bank)
     return PRIORS[kind].for_tokenizer(tokenizer, Path(source) if source else locate(model))
 
 

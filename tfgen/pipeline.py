@@ -136,10 +136,12 @@ class Pipeline:
         usual_verifier = defaults.pop("verifier", hub.DEFAULT_VERIFIER)
         tokenizer = hub.load_tokenizer(model, place)
         proposer = hub.load_prior(prior or usual_prior, model, tokenizer)
+        scorer = hub.load_verifier(verifier or usual_verifier, place, score)
+        proposer.check_verifier(scorer.fingerprint)
         return cls(
             tokenizer,
             proposer if guidance is None else proposer.with_guidance(guidance),
-            hub.load_verifier(verifier or usual_verifier, place, score),
+            scorer,
             model,
             verifier or usual_verifier,
             score,

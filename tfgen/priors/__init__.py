@@ -2,13 +2,16 @@
 
 from tfgen.priors.autoregressive import AutoregressivePrior
 from tfgen.priors.base import Prior
+from tfgen.priors.combined import CombinedPrior
 from tfgen.priors.flexar import FlexARPrior
 from tfgen.priors.frequency import FrequencyPrior
+from tfgen.priors.retrieval import RetrievalPrior
 from tfgen.priors.uniform import UniformPrior
 
 PRIORS: dict[str, type[Prior]] = {
     "uniform": UniformPrior,
     "frequency": FrequencyPrior,
+    "retrieval": RetrievalPrior,
     "autoregressive": AutoregressivePrior,
     "flexar": FlexARPrior,
 }
@@ -16,8 +19,10 @@ PRIORS: dict[str, type[Prior]] = {
 __all__ = [
     "PRIORS",
     "AutoregressivePrior",
+    "CombinedPrior",
     "FlexARPrior",
     "FrequencyPrior",
     "Prior",
+    "RetrievalPrior",
     "UniformPrior",
 ]

@@ -42,6 +42,11 @@ class Prior(ABC):
         """
         return self
 
+    def check_verifier(self, fingerprint: Callable[[], str]) -> None:
+        """Raises InputError where the prior was made with another verifier than the one of this
+        fingerprint. Most were made with none."""
+        return None
+
     def with_guidance(self, scale: float) -> Prior:
         """The prior with this guidance scale, for those that know the text. Raises InputError."""
         raise InputError(

@@ -1,0 +1,79 @@
+"""Several priors as one: what all of them find probable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfgen.errors import InputError
+from tfgen.priors.base import Prior
+from tfgen.tokenizers.base import Tokenizer
+
+
+class CombinedPrior(Prior):
+    """The normalised geometric mean of its parts: log p = mean of log p_i - log Z(prefix).
+
+    A logarithmic opinion pool (Genest and Zidek 1986). Unlike a product it does not count twice
+    what two parts both know; unlike a mixture it does not propose what only one of them would.
+    Typicality is the mean of the parts', each measured by its own true pictures.
+    """
+
+    def __init__(self, parts: Sequence[Prior]) -> None:
+        """Raises InputError where the parts are not of one codebook."""
+        self.parts = list(parts)
+        self.name = "+".join(part.name for part in self.parts)
+        self.vocab_size = self.parts[0].vocab_size
+        self.num_tokens = min(part.num_tokens for part in self.parts)
+        for part in self.parts:
+            if part.vocab_size != self.vocab_size:
+                raise InputError(
+                    f"The priors {self.parts[0].name} and {part.name} are for codebooks of "
+                    f"{self.vocab_size} and {part.vocab_size}: combine priors of one tokenizer."
+                )
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: Tokenizer, folder: Path | None = None) -> CombinedPrior:
+        raise InputError(
+            "A combined prior is made of its parts: name them, as in frequency+retrieval."
+        )
+
+    def condition(self, prompt: str, similarity: Callable[[Tensor], Tensor]) -> CombinedPrior:
+        return self._with([part.condition(prompt, similarity) for part in self.parts])
+
+    def with_guidance(self, scale: float) -> CombinedPrior:
+        """Goes to the parts that take it. Raises InputError where none does."""
+        parts, refusals = [], []
+        for part in self.parts:
+            try:
+                parts.append(part.with_guidance(scale))
+            except InputError as refusal:
+                parts.append(part)
+                refusals.append(refusal)
+        if len(refusals) == len(parts):
+            raise refusals[0]
+        return self._with(parts)
+
+    def check_verifier(self, fingerprint: Callable[[], str]) -> None:
+        for part in self.parts:
+            part.check_verifier(fingerprint)
+
+    def options(self) -> dict[str, Any]:
+        told = {part.name: part.options() for part in self.parts}
+        return {name: options for name, options in told.items() if options}
+
+    def log_probs(self, prefixes: Tensor) -> Tensor:
+        logs = [part.log_probs(prefixes).cpu() for part in self.parts]
+        return torch.stack(logs).mean(dim=0).log_softmax(dim=1)
+
+    def typicality(self, tokens: Tensor) -> Tensor:
+        return torch.stack([part.typicality(tokens).cpu() for part in self.parts]).mean(dim=0)
+
+    def _with(self, parts: Sequence[Prior]) -> CombinedPrior:
+        prior = copy.copy(self)
+        prior.parts = list(parts)
+        return prior
