@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tfgen.errors import InputError
@@ -59,6 +60,56 @@ class ToyTokenizer(Tokenizer):
     def all_prefixes(self, length: int) -> Tensor:
         """Int64[vocab_size ** length, length], in lexicographic order."""
         return torch.tensor(list(product(range(self.vocab_size), repeat=length)))
+
+
+class GridTokenizer(ToyTokenizer):
+    """Codes are the points of a square grid of `side` x `side` in [-1, 1]^2, token x + side * y;
+    pixel i of the first row has the two coordinates of token i as red and green. Differentiable.
+    """
+
+    def __init__(self, side: int = 10, num_tokens: int = 3) -> None:
+        super().__init__(side * side, num_tokens)
+        self.side = side
+
+    def code_embeddings(self) -> Tensor:
+        axis = torch.linspace(-1, 1, self.side)
+        return torch.stack([axis.repeat(self.side), axis.repeat_interleave(self.side)], dim=1)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        self.batches.append(tokens)
+        return self.decode_embeddings(self.embed(tokens))
+
+    def decode_embeddings(self, embeddings: Tensor) -> Tensor:
+        row = (embeddings.mT + 2) / 4  # [N, 2, k], away from black, which is the end
+        return F.pad(
+            row[:, :, None], (0, self.num_tokens - row.shape[2], 0, self.num_tokens - 1, 0, 1)
+        )
+
+
+class GridVerifier(Verifier):
+    """Embeds a picture of `GridTokenizer` as the coordinates of its tokens, [N, num_tokens * 2]
+    (zeros where the prefix is over); scores them with `function([N, num_tokens, 2]) -> [N]`."""
+
+    name = "grid"
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def prepare(self, prompt: str, negatives: Sequence[str] = ()) -> Target:
+        return Target(prompt)
+
+    def embed(self, images: Tensor) -> Tensor:
+        row = images[:, :2, 0]  # [N, 2, num_tokens]
+        return ((row * 4 - 2) * (row > 0)).mT.flatten(1)
+
+    def score(self, images: Tensor, target: Target) -> Tensor:
+        return self.score_embeddings(self.embed(images), target)
+
+    def score_embeddings(self, embeddings: Tensor, target: Target) -> Tensor:
+        return self.function(embeddings.unflatten(1, (-1, 2)))
+
+    def fingerprint(self) -> str:
+        return "0"
 
 
 class ToyVerifier(Verifier):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.toys import ToyTokenizer, ToyVerifier, rugged
+from tests.toys import GridTokenizer, GridVerifier, ToyTokenizer, ToyVerifier, rugged
 from tfgen.errors import InputError, TfgenError
 from tfgen.search.evaluator import BudgetExhausted, Evaluator
 
@@ -111,3 +111,22 @@ def test_progress_is_reported_after_each_batch():
 def test_a_score_that_is_not_a_number_ranks_last():
     evaluator = make(function=lambda tokens: float("nan") if tokens == (1,) else 0.5)
     assert evaluator.score(torch.tensor([[0], [1]])).tolist() == [0.5, -torch.inf]
+
+
+def test_embeddings_are_remembered_where_they_are_wanted():
+    tokenizer, verifier = GridTokenizer(2, 3), GridVerifier(lambda points: points.sum(dim=(1, 2)))
+    evaluator = Evaluator(tokenizer, verifier, verifier.prepare("a toy"))
+    evaluator.score(SIXTY[:5])
+    assert evaluator.embeddings(SIXTY[:5]) is None
+    evaluator.keep_embeddings()
+    evaluator.score(SIXTY[:40])
+    expected = verifier.embed(tokenizer.decode(SIXTY[7:30]))
+    torch.testing.assert_close(evaluator.embeddings(SIXTY[7:30]), expected)
+    assert evaluator.embeddings(SIXTY[:30]) is None  # the first were scored before
+
+
+def test_a_verifier_without_embeddings_has_none_to_remember():
+    evaluator = make()
+    evaluator.keep_embeddings()
+    evaluator.score(SIXTY)
+    assert evaluator.embeddings(SIXTY) is None

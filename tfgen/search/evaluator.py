@@ -137,6 +137,7 @@ class Evaluator:
         self.best_score = -torch.inf
         self.step = self.steps = self.planned = 0  # for `progress`; a search sets them
         self._scores: dict[bytes, float] = {}  # by prefix
+        self._seen: dict[bytes, Tensor] | None = None  # embeddings by prefix, while they are wanted
         self._news: list[bytes] = []  # the prefixes scored since `news` was last asked
         # If the verifier has embeddings; one that only passes them on may turn out to have none.
         self._embeds = type(verifier).embed is not Verifier.embed
@@ -214,6 +215,16 @@ class Evaluator:
         self.accounts.cost += pictures * cost
         self.accounts.verifier_calls += pictures
 
+    def keep_embeddings(self) -> None:
+        """From now on, remember what `embeddings` tells; forget what was remembered until now."""
+        self._seen = {}
+
+    def embeddings(self, tokens: Tensor) -> Tensor | None:
+        """Int64[N, k] -> Float32[N, d] on the CPU: what the verifier saw of prefixes scored since
+        `keep_embeddings`; None where it has no embeddings, or has not seen all of these."""
+        seen = [(self._seen or {}).get(key) for key in _keys(tokens)]
+        return torch.stack(seen) if seen and all(row is not None for row in seen) else None
+
     def news(self) -> list[tuple[list[int], float]]:
         """The prefixes that `score` scored since this was last asked, with their scores."""
         news = [(np.frombuffer(key, np.int32).tolist(), self._scores[key]) for key in self._news]
@@ -231,6 +242,12 @@ class Evaluator:
         self._scores.update(zip(keys, values, strict=True))
         self._news.extend(keys)
         self.best_score = max(self.best_score, *values)
+
+    def _keep(self, tokens: Tensor, seen: list[Tensor]) -> None:
+        """seen: the embeddings of the tokens in passes, the last one filled up."""
+        if self._seen is not None and self._embeds:
+            rows = torch.cat(seen)[: len(tokens)].float().cpu()
+            self._seen.update(zip(_keys(tokens), rows, strict=True))
 
     def _report(self) -> None:
         if self.progress:
@@ -263,6 +280,7 @@ class Evaluator:
                 self._embeds = False  # embeddings are of no use to such a verifier
                 return 0
             self._remember([keys[i] for i in part], scores)
+            self._keep(tokens[[places[i] for i in part]], [passed])
             for i in part:
                 del new[keys[i]]
             self.accounts.cached += len(part)
@@ -293,6 +311,7 @@ class Evaluator:
             if self.tokenizer.device.type == "cuda":
                 torch.cuda.synchronize(self.tokenizer.device)  # the score would wait for it anyway
         scores = self._score(seen)[: len(tokens)]
+        self._keep(tokens, seen)
         if self.cache is not None and self._embeds:
             with self.accounts.timed("decode"):
                 self.cache.put(tokens, torch.cat(seen)[: len(tokens)].float())
