@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """What rows come to. `figure` draws on a matplotlib Axes."""
+    """What rows come to. `figure` draws on an empty matplotlib Figure."""
 
     columns: Sequence[str]
     table: Sequence[Sequence[str]]
@@ -153,8 +153,8 @@ class Results:
 
     def add(self, row: Row) -> None:
         """Keep a row, on the disk before this returns."""
-        self._append(row)
         self._keep(row)
+        self._append(row)
 
     def _keep(self, row: Row) -> None:
         key = row_key(row)
@@ -182,9 +182,9 @@ def current(rows: Iterable[Row], group: Callable[[Row], Hashable]) -> list[Row]:
 
     Rows that were made with other weights, or other defaults, stay in the file, but do not mix.
     """
-    rows = list(rows)
-    latest = {group(row): row["settings"] for row in rows}
-    return [row for row in rows if row["settings"] == latest[group(row)]]
+    keyed = [(group(row), json.dumps(row["settings"], sort_keys=True), row) for row in rows]
+    latest = {key: settings for key, settings, _ in keyed}
+    return [row for key, settings, row in keyed if settings == latest[key]]
 
 
 def run(
@@ -240,20 +240,20 @@ def _work(
                 kept.add(todo[index][0].row(values))
                 bar.update()
     except KeyboardInterrupt as error:
+        done = total - sum(task.key not in kept.rows for task, _ in todo)
         raise Interrupted(
-            f"Stopped by Ctrl-C with {bar.n} of {total} rows in {str(kept.path)!r}: "
+            f"Stopped by Ctrl-C with {done} of {total} rows in {str(kept.path)!r}: "
             "the same command goes on from there."
         ) from error
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:
     """What a result was made by: command, date, machine, versions."""
-    import torch
-
     program = sys.argv[0]
     if program.endswith(".py"):
         program = f"python -m benchmarks.{Path(program).stem}"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    torch = sys.modules.get("torch")  # a benchmark that has not loaded it uses no GPU
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
     packages = ("tfgen", "torch", "numpy")
     return {
         "command": " ".join([program, shlex.join(sys.argv[1:])]).strip(),
@@ -326,7 +326,7 @@ def save_figure(path: Path, draw: Callable[[Any], None]) -> bool:
     from io import BytesIO
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    draw(figure.subplots())
+    draw(figure)
     data = BytesIO()
     figure.savefig(data, format="png")
     write_whole(path, data.getvalue())

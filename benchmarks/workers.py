@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -97,9 +98,9 @@ def _deal(connections: list[Connection], tasks: Sequence[Any]) -> Iterator[tuple
 def _serve(connection: Connection, make: Callable[[], Work]) -> None:
     """What a worker process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    import torch
-
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # should torch come with `make`
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     try:
         work = make()
         while True:

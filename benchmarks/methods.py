@@ -1,0 +1,110 @@
+"""The searches that are compared at equal cost, as data: name -> settings for a budget of decodes.
+
+Prompt-blind baselines first, then SoTo's searches, then ours, each idea alone on the same plain
+beam and all of them together. All have the model's own number of tokens, one a step; where a prior
+is used, with the model's own strength λ and weight w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+from tfgen.search.presets import SOTO
+
+Settings = dict[str, Any]
+UNIFORM, FREQUENCY, RETRIEVAL = "uniform", "frequency", "retrieval"
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The model's own defaults: tokens of the longest prefix, prior strength λ and weight w."""
+
+    tokens: int
+    strength: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """settings: of a search for a budget of decodes; prior: by name."""
+
+    prior: str | None
+    settings: Callable[[int, Usual], Settings]
+
+    defaults: bool = False
+    """What the settings leave out is the model's own default; else SearchSettings' own. With it, a
+    prior of None is the model's own, too."""
+
+    only: int | None = None
+    """The only budget it has."""
+
+
+def plain(usual: Usual) -> Settings:
+    """One token a step, and none of our ideas."""
+    return {"tokens": usual.tokens, "schedule": "one", "atlas": False}
+
+
+def best_of(budget: int, usual: Usual) -> Settings:
+    """Independent draws: with replacement, so that the first n are the same for every budget."""
+    return plain(usual) | {"search": "best-of-n", "samples": budget, "distinct": False}
+
+
+def soto(budget: int, usual: Usual) -> Settings:
+    """Five prefixes, or fewer where each would have hardly a candidate; the first step, which has
+    one parent, takes little of the budget, so the candidates get more."""
+    width = min(5, max(1, isqrt(budget // (2 * usual.tokens))))
+    candidates = max(1, budget // (1 + (usual.tokens - 1) * width))
+    return plain(usual) | SOTO | {"beam": width, "candidates": candidates}
+
+
+def shape(budget: int, usual: Usual, steps: int | None = None) -> Settings:
+    """Half as many prefixes as candidates of each, as in the default.
+
+    steps: those that cost decodes, by default all.
+    """
+    steps = steps or usual.tokens
+    width = max(1, isqrt(budget // (2 * steps)))
+    return {"beam": width, "candidates": max(1, budget // (steps * width))}
+
+
+def beam(budget: int, usual: Usual) -> Settings:
+    """Ours, plain: the first step is as large as the others; the best prefix ever seen."""
+    return plain(usual) | shape(budget, usual)
+
+
+def strength(usual: Usual) -> Settings:
+    return {"prior_strength": usual.strength}
+
+
+def weight(usual: Usual) -> Settings:
+    return {"prior_weight": usual.weight}
+
+
+def with_atlas(budget: int, usual: Usual) -> Settings:
+    """The first step is free, so the others have its share."""
+    return plain(usual) | shape(budget, usual, usual.tokens - 1) | {"atlas": True}
+
+
+LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
+
+METHODS: dict[str, Method] = {
+    "random": Method(UNIFORM, best_of, only=1),
+    "best-of-n": Method(UNIFORM, best_of),
+    "best-of-n, frequency": Method(FREQUENCY, lambda n, u: best_of(n, u) | strength(u)),
+    "SoTo beam": Method(UNIFORM, soto),
+    "SoTo beam, frequency": Method(FREQUENCY, lambda n, u: soto(n, u) | strength(u)),
+    "SoTo lookahead, frequency": Method(
+        FREQUENCY, lambda n, u: soto(n, u) | LOOKAHEAD | strength(u)
+    ),
+    "beam": Method(UNIFORM, beam),
+    "beam + frequency": Method(FREQUENCY, lambda n, u: beam(n, u) | strength(u)),
+    "beam + frequency + typicality": Method(
+        FREQUENCY, lambda n, u: beam(n, u) | strength(u) | weight(u)
+    ),
+    "beam + retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | strength(u)),
+    "beam + atlas": Method(UNIFORM, with_atlas),
+    "default": Method(None, shape, defaults=True),
+}

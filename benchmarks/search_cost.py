@@ -1,0 +1,191 @@
+"""What do a right picture and a high score cost in decodes, by each search?
+
+    python -m benchmarks.search_cost                                 # ten minutes on two cores
+    python -m benchmarks.search_cost --full -o benchmarks/results    # days; stop and go on at will
+    python -m benchmarks.search_cost --methods "SoTo beam" default --budgets 64 1024 --prompts 40
+
+Every method has the same budgets and the same prompts, those of SpriteEval's dev split, and is
+charged what it would have cost alone: that one-token prefixes and the samples of best-of-n are
+decoded once for all prompts only saves time. methods.py has the methods. The table and the figure
+have all rows in the file, so that methods and budgets can be added one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from tfgen import hub
+from tfgen.errors import InputError, unknown
+from tfgen.spriteeval import load
+from tfgen.spriteeval.files import take
+from tfgen.spriteeval.scoring import Share
+
+from . import harness
+from .harness import Parser, Report, Row, Task, current
+from .methods import METHODS, Usual
+from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, shown
+
+QUESTION = __doc__.splitlines()[0]
+BUDGETS = (64, 256, 1024)
+FULL_BUDGETS = (64, 256, 1024, 4096, 16384, 32768)
+SPLIT = "dev"
+Curve = list[tuple[int, Share, Share | None, Share]]
+"""Of a method by budget: the budget, what it really cost, accuracy, verifier score."""
+
+
+def main() -> None:
+    parser = Parser(QUESTION, prompts=8, seeds=1)
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="some of the methods")
+    parser.add_argument("--budgets", nargs="+", type=int, metavar="N", help="decodes")
+    add_models(parser)
+    args = parser.parse_args()
+    for name in args.methods or ():
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+    budgets = sorted(set(args.budgets or (FULL_BUDGETS if args.full else BUDGETS)))
+
+    setup = Setup.of(args, cache=hub.cache_folder() / "bench")
+    trials = Trials(setup)
+    prompts = take(load(SPLIT), args.prompts)
+    trials.check(prompts)
+    tasks = plan(trials, args.methods or list(METHODS), budgets, prompts, args.seeds)
+    make = partial(Trials, setup)
+    harness.run("search_cost", QUESTION, args, tasks, make, report, trials.stale)
+
+
+def plan(
+    trials: Trials,
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    prompts: Sequence[dict[str, Any]],
+    seeds: int,
+) -> list[Task]:
+    """The tasks: small budgets first, prompt by prompt, so that a run that is stopped has all
+    methods with as many prompts each."""
+    pipeline = trials.pipeline
+    own = pipeline.settings()
+    length = own.tokens or pipeline.tokenizer.num_tokens
+    usual = Usual(length, own.prior_strength, own.prior_weight)
+    if budgets[0] < 4 * length:
+        raise InputError(
+            f"--budgets must be {4 * length} or more, with {length} tokens, not {budgets[0]}."
+        )
+    tasks: list[Task] = []
+    for budget in budgets:
+        for name in methods:
+            method = METHODS[name]
+            if method.only and budget != budgets[0]:
+                continue
+            most = method.only or budget
+            search = method.settings(most, usual) | {"budget": most}
+            settings = trials.settings(method.prior, defaults=method.defaults, **search)
+            tasks += trials.tasks(name, settings, SPLIT, prompts, seeds, budget=most)
+    budget_of = {task.key: task.more["budget"] for task in tasks}
+    order = {metadata["prompt"]: i for i, metadata in enumerate(prompts)}
+    return sorted(tasks, key=lambda task: (budget_of[task.key], task.seed, order[task.prompt]))
+
+
+def report(rows: list[Row]) -> Report:
+    """A line for each method and budget, and two figures over decodes."""
+    curves: dict[str, Curve] = {}
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in current(rows, lambda row: (row["method"], row["budget"])):
+        groups.setdefault((row["method"], row["budget"]), []).append(row)
+    place = {name: i for i, name in enumerate(METHODS)}
+    table = []
+    for name, budget in sorted(groups, key=lambda key: (place.get(key[0], len(place)), *key)):
+        group = groups[name, budget]
+        cost, score = average(group, "cost"), average(group, "verifier_score")
+        right = accuracy(group) if all("correct" in row for row in group) else None
+        curves.setdefault(name, []).append((budget, cost, right, score))
+        table.append(
+            [
+                name,
+                f"{budget:,}",
+                f"{cost.value:,.0f}",
+                shown(right) if right else "",
+                shown(score),
+                str(len({row["prompt"] for row in group})),
+                str(len(group)),
+            ]
+        )
+    columns = ["method", "budget", "cost", "right", "verifier score", "prompts", "pictures"]
+    judged = any(right for curve in curves.values() for _, _, right, _ in curve)
+    notes = [
+        "Cost is in full decodes, a mean. Right: by the judge, the share of pictures of all eight "
+        "tasks. 95 % intervals: Wilson's, a prompt's seeds counted as alike as they are, and for "
+        "scores Student's over prompts, most of whose width is that prompts differ; all methods "
+        "have the same prompts.",
+        *(judge_notes() if judged else []),
+        *savings(groups),
+    ]
+    return Report(columns, table, notes, partial(draw, curves))
+
+
+def savings(groups: dict[tuple[str, int], list[Row]], than: str = "SoTo beam") -> list[str]:
+    """For each method, the first of its budgets with the verifier score that SoTo's beam has with
+    its largest: a sentence, where that is for fewer decodes.
+
+    On the prompts and seeds that both have been given.
+    """
+    goals = [budget for name, budget in groups if name == than]
+    notes = []
+    for name, budget in sorted(groups, key=lambda key: key[1]):
+        if not goals or name == than or any(note.startswith(f"- {name}:") for note in notes):
+            continue
+        mine, theirs = common(groups[name, budget], groups[than, max(goals)])
+        if not mine:
+            continue
+        score, goal = (average(rows, "verifier_score").value for rows in (mine, theirs))
+        cost, whole = (average(rows, "cost").value for rows in (mine, theirs))
+        if score >= goal and cost < whole:
+            note = f"- {name}: {cost:,.0f} decodes, {whole / cost:.1f} times fewer"
+            if all("correct" in row for row in [*mine, *theirs]):
+                note += f"; right {shown(accuracy(mine))} against {shown(accuracy(theirs))}"
+            notes.append(note)
+    if notes:
+        head = f"The verifier score of {than} at a budget of {max(goals):,} is reached by"
+        notes = [head, "", *sorted(notes)]
+    return notes
+
+
+def common(one: Sequence[Row], two: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of each whose prompt and seed the other has, too."""
+    keys = [{(row["prompt"], row["seed"]) for row in rows} for rows in (one, two)]
+    both = keys[0] & keys[1]
+    mine, theirs = (
+        [row for row in rows if (row["prompt"], row["seed"]) in both] for rows in (one, two)
+    )
+    return mine, theirs
+
+
+def draw(curves: dict[str, Curve], figure: Any) -> None:
+    """Right pictures and verifier score against cost, on a logarithmic axis."""
+    panels = figure.subplots(2, 1, sharex=True)
+    figure.set_size_inches(8, 9)
+    for i, (name, curve) in enumerate(curves.items()):
+        for axes, column in ((panels[0], 2), (panels[1], 3)):
+            points = [(point[1].value, point[column]) for point in curve if point[column]]
+            if not points:
+                continue
+            costs, shares = zip(*points, strict=True)
+            values = [share.value for share in shares]
+            below = [share.value - share.low for share in shares]
+            above = [share.high - share.value for share in shares]
+            axes.errorbar(
+                costs, values, [below, above], marker="os^Dv"[i // 10 % 5], markersize=4,
+                linewidth=1.2, elinewidth=0.5, color=f"C{i % 10}", label=name,
+            )  # fmt: skip
+    panels[0].set_ylabel("right pictures, by the judge")
+    panels[1].set_ylabel("verifier score")
+    panels[1].set_xlabel("cost in full decodes")
+    panels[1].set_xscale("log")
+    panels[1].legend(fontsize="x-small", ncols=2)
+    for axes in panels:
+        axes.grid(alpha=0.3)
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.command(main))

@@ -1,0 +1,325 @@
+"""One trial: search for a prompt's picture with some settings, and ask the judge about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from tfgen import hub
+from tfgen.cache import EmbeddingCache
+from tfgen.errors import InputError
+from tfgen.judge import Judge
+from tfgen.pipeline import SCORES, Pipeline, PromptWarning, find_device, render
+from tfgen.search import EmbeddingSource, SearchSettings
+from tfgen.spriteeval import Metadata
+from tfgen.spriteeval.scoring import Share, judge_picture, share
+from tfgen.tables import models_of
+
+from .harness import Row, Task
+from .workers import cores
+
+JUDGE_RESULTS = Path(__file__).parent / "results" / "judge.json"
+NOT_IN_KEY = frozenset({"batch_size"})  # settings on which no result depends
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Which models; what every process of a benchmark loads."""
+
+    model: str = hub.DEFAULT_MODEL
+    verifier: str | None = None
+    device: str = "auto"
+    score: str = "contrast"
+    guidance: float | None = None
+    judge: str | None = ""
+    """A folder; "": the packaged judge; None: no judge."""
+
+    cache: Path | None = None
+    """A folder, where what one-token prefixes and the samples of best-of-n look like is kept, which
+    is the same for every prompt. They cost each prompt what they would have cost it alone."""
+
+    @classmethod
+    def of(cls, args: Namespace, cache: Path | None = None) -> Setup:
+        """From the options of `add_models`. With no --jobs, a GPU gets one process."""
+        if args.jobs is None:
+            args.jobs = 1 if find_device(args.device).type == "cuda" else cores()
+        judge = None if args.no_judge else args.judge
+        return cls(args.model, args.verifier, args.device, args.score, args.guidance, judge, cache)
+
+
+def add_models(parser: ArgumentParser) -> None:
+    """The options that say which models."""
+    add = parser.add_argument
+    add("--model", default=hub.DEFAULT_MODEL, help="the tokenizer: a name or a folder")
+    add("--verifier", help="a name, a folder, or an open_clip name (default: the model's)")
+    add("--score", choices=SCORES, default="contrast")
+    add("--guidance", type=float, help="of a prior that knows the text (default: its own)")
+    add("--judge", default="", metavar="FOLDER", help="another judge than the packaged one")
+    add("--no-judge", action="store_true", help="verifier scores only")
+    add("--device", default="auto", help="auto, cpu or cuda")
+
+
+class Trials:
+    """Models loaded once, for many trials."""
+
+    def __init__(self, setup: Setup) -> None:
+        warnings.simplefilter("ignore", PromptWarning)  # a benchmark's prompts are what they are
+        self.setup = setup
+        self.pipeline = Pipeline.load(
+            setup.model,
+            verifier=setup.verifier,
+            guidance=setup.guidance,
+            device=setup.device,
+            score=setup.score,
+        )
+        self.judge: Judge | None = None
+        self.judge_print: str | None = None
+        if setup.judge is not None:
+            folder = Path(setup.judge) if setup.judge else hub.WEIGHTS / "sprites-judge"
+            self.judge = Judge.load(folder, self.pipeline.tokenizer.device)
+            self.judge_print = folder_print(folder)
+        self._pipelines: dict[str | None, Pipeline] = {None: self.pipeline}
+        self._caches: dict[str, EmbeddingCache] = {}
+
+    def __call__(self, item: tuple[Task, Row | None]) -> dict[str, Any]:
+        """The work of a harness: the values of a task's row."""
+        task, row = item
+        if row is not None:
+            return self.judged_again(task, row)
+        search, prior = task.settings["search"], task.settings["prior"]
+        return self.search(task.more["metadata"], task.seed, prior, search)
+
+    def settings(
+        self, prior: str | None = None, defaults: bool = True, **search: Any
+    ) -> dict[str, Any]:
+        """All that a trial's result depends on besides its prompt and seed.
+
+        defaults: what is left out is the model's own. Of the search's settings those are told that
+        are not SearchSettings' defaults, so that a key stays what it is when a setting is added.
+        Raises InputError on a setting that is none.
+        """
+        pipeline = self.with_prior(prior)
+        own = SearchSettings()
+        settings = pipeline if defaults else replace(pipeline, defaults={})
+        resolved = asdict(settings.settings(**search))
+        return {
+            "search": {
+                name: value
+                for name, value in resolved.items()
+                if value != getattr(own, name) and name not in NOT_IN_KEY
+            },
+            "prior": pipeline.prior.name if prior is None else prior,
+            "models": {
+                "tokenizer": pipeline.tokenizer.fingerprint(),
+                "verifier": pipeline.verifier.fingerprint(),
+                "score": self.setup.score,
+            },
+            **({} if self.setup.guidance is None else {"guidance": self.setup.guidance}),
+        }
+
+    def tasks(
+        self,
+        method: str,
+        settings: dict[str, Any],
+        split: str,
+        prompts: Sequence[Metadata],
+        seeds: int,
+        **more: Any,
+    ) -> list[Task]:
+        """A task for each prompt and seed."""
+        return [
+            Task(
+                method,
+                settings,
+                metadata["prompt"],
+                seed,
+                {"split": split, "tag": metadata["tag"], **more, "metadata": metadata},
+            )
+            for metadata in prompts
+            for seed in range(seeds)
+        ]
+
+    def search(
+        self, metadata: Metadata, seed: int, prior: str | None, search: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Search, with exactly these settings, and judge what is found."""
+        cache = self._cache(search, seed)
+        pipeline = replace(self.with_prior(prior), defaults={}, cache=cache)
+        result = pipeline.generate(metadata["prompt"], seed=seed, **search)
+        if result.interrupted:  # the search has caught it, to keep what it had found
+            raise KeyboardInterrupt
+        values = {
+            "score": result.score,
+            "verifier_score": result.verifier_score,
+            "cost": round(result.accounts.cost, 3),
+            "decodes": result.accounts.decodes,
+            "cached": result.accounts.cached,
+            "seconds": round(result.seconds, 3),
+            "tokens": result.tokens,
+        }
+        return values | self.judged(result.tokens, metadata, seed)
+
+    def _cache(self, search: dict[str, Any], seed: int) -> EmbeddingSource | None:
+        """What prompts share of a search."""
+        if self.setup.cache is None:
+            return None
+        tokenizer, verifier = self.pipeline.tokenizer, self.pipeline.verifier
+        models = models_of(tokenizer, verifier, seed)
+        models |= {"device": str(tokenizer.device), "rows": tokenizer.decode_rows}
+        models |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        key = str(models["seed"])
+        if key not in self._caches:
+            self._caches[key] = EmbeddingCache(self.setup.cache, models)
+        cache = self._caches[key]
+        return cache if search.get("search") == "best-of-n" else FirstTokens(cache)
+
+    def judged(self, tokens: Sequence[int], metadata: Metadata, seed: int) -> dict[str, Any]:
+        """What the judge says of the final picture, as a user would see it."""
+        if self.judge is None:
+            return {}
+        image = self.picture(tokens, seed)
+        said = judge_picture(self.judge, image, metadata)
+        return {"correct": said.correct, "reason": said.reason, "judge": self.judge_print}
+
+    def picture(self, tokens: Sequence[int], seed: int) -> Any:
+        """The final picture of tokens, as the pipeline makes it."""
+        tokenizer = self.pipeline.tokenizer.for_seed(seed)
+        return render(tokenizer, torch.tensor(tokens, dtype=torch.int64))
+
+    def stale(self, row: Row) -> bool:
+        """Whether a row's verdict is that of another judge, or there is none."""
+        return self.judge is not None and row.get("judge") != self.judge_print
+
+    def judged_again(self, task: Task, row: Row) -> dict[str, Any]:
+        """The values of a row whose verdict is stale: the picture is made again from its tokens."""
+        values = {k: v for k, v in row.items() if k not in task.row({})}
+        return values | self.judged(row["tokens"], task.more["metadata"], task.seed)
+
+    def check(self, prompts: Iterable[Metadata]) -> None:
+        """Raise InputError on prompts with objects that the judge cannot see."""
+        if self.judge is None:
+            return
+        known = {spec["name"] for spec in self.judge.words.objects}
+        for metadata in prompts:
+            for thing in [*metadata["include"], *metadata.get("exclude", [])]:
+                if thing["class"] not in known:
+                    raise InputError(
+                        f"The judge does not know {thing['class']!r}, of the prompt "
+                        f"{metadata['prompt']!r}: use --no-judge --pictures DIR, and score the "
+                        "pictures with GenEval's own evaluator."
+                    )
+
+    def with_prior(self, name: str | None) -> Pipeline:
+        """The pipeline with another prior; None: the model's own."""
+        if name not in self._pipelines:
+            prior = hub.load_prior(str(name), self.setup.model, self.pipeline.tokenizer)
+            if self.setup.guidance is not None:
+                prior = prior.with_guidance(self.setup.guidance)
+            self._pipelines[name] = replace(self.pipeline, prior=prior)
+        return self._pipelines[name]
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """An `EmbeddingSource` that knows what another knows of one-token prefixes: longer ones hardly
+    ever come up again for another prompt."""
+
+    source: EmbeddingSource
+
+    def get(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Int64[N, k] -> known Bool[N], embeddings Float32[N, d]."""
+        if tokens.shape[1] == 1:
+            return self.source.get(tokens)
+        return torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens), 0)
+
+    def put(self, tokens: Tensor, embeddings: Tensor) -> None:
+        if tokens.shape[1] == 1:
+            self.source.put(tokens, embeddings)
+
+
+def folder_print(folder: Path) -> str:
+    """A short hex hash of a model folder's weights and configurations."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def search_options(parser: ArgumentParser) -> None:
+    """An option for each setting of a search, so that none is ever missing here."""
+    group = parser.add_argument_group("search", "as in tfgen generate; left out: the model's own")
+    group.add_argument("--prior", help="what proposes tokens")
+    for setting in fields(SearchSettings):
+        name = "--" + setting.name.replace("_", "-")
+        if isinstance(setting.default, bool):
+            for option, value in ((name, True), (name.replace("--", "--no-"), False)):
+                group.add_argument(
+                    option, dest=f"set_{setting.name}", action="store_const", const=value
+                )
+        else:
+            group.add_argument(name, dest=f"set_{setting.name}", type=_value, metavar="X")
+
+
+def given(args: Namespace) -> dict[str, Any]:
+    """The settings that the options of `search_options` said."""
+    values = {f.name: getattr(args, f"set_{f.name}") for f in fields(SearchSettings)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def accuracy(rows: Iterable[Row]) -> Share:
+    """The share of right pictures of rows, with a prompt's seeds counted as alike as they are."""
+    return share(list(by_prompt(rows, "correct").values()))
+
+
+def average(rows: Iterable[Row], name: str) -> Share:
+    """The mean of a number of the rows over prompts, with Student's 95 % interval; of one prompt,
+    an interval is not to be had, and is the mean alone."""
+    groups = by_prompt(rows, name).values()
+    means = np.array([np.mean(values) for values in groups])
+    value, half = float(means.mean()), 0.0
+    if len(means) > 1:
+        t = float(stats.t.ppf(0.975, len(means) - 1))
+        half = t * float(means.std(ddof=1)) / len(means) ** 0.5
+    return Share(value, value - half, value + half, sum(map(len, groups)))
+
+
+def by_prompt(rows: Iterable[Row], name: str) -> dict[str, list[Any]]:
+    """A value of the rows, prompt by prompt, in the order of the prompts' names and the seeds."""
+    groups: dict[str, list[Any]] = {}
+    for row in sorted(rows, key=lambda row: (row["prompt"], row["seed"])):
+        groups.setdefault(row["prompt"], []).append(row[name])
+    return groups
+
+
+def judge_notes() -> list[str]:
+    """The judge's own accuracy, which bounds what it measures, from benchmarks/results."""
+    if not JUDGE_RESULTS.is_file():
+        return ["The judge's own accuracy is not known here: tfgen bench judge measures it."]
+    found = json.loads(JUDGE_RESULTS.read_text(encoding="utf-8"))
+    return [f"The judge itself, on true scenes ({JUDGE_RESULTS.name}): {json.dumps(found)}"]
+
+
+def shown(value: Share) -> str:
+    """A share or mean with its interval."""
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
