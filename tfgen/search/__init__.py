@@ -51,7 +51,7 @@ def search(
     killed, that goes on where it was, and one that has ended gives its result again. about: what
     the header of both shall say of models and prompt.
     options: see `Trail`. callback is called after each step made, progress after each batch of
-    decodes; engine and cache, see `Evaluator`.
+    decodes; engine, cache and atlas, see `Evaluator` and `EmbeddingSource`.
 
     Raises InputError on settings that do not fit the models, and where `resume` keeps another
     search.

@@ -72,7 +72,11 @@ class Trail:
         progress: Callable[[Progress], None] | None = None,
         engine: Engine | None = None,
         cache: EmbeddingSource | None = None,
+        atlas: EmbeddingSource | None = None,
     ) -> None:
+        """atlas: knows all prefixes of one token; with it, and with settings.atlas, a first step to
+        one token looks at the whole codebook, at no decode. The others: see `Evaluator`, and
+        `search`."""
         self.started = time.perf_counter()
         self.target, self.tokenizer, self.prior, self.verifier = target, tokenizer, prior, verifier
         self.settings, self.callback = settings, callback
@@ -94,8 +98,12 @@ class Trail:
             progress=progress,
             engine=engine,
             cache=cache,
+            atlas=atlas if settings.atlas else None,
         )
         self.plan = Plan(settings, self.beam, self.lengths, tokenizer.vocab_size)
+        self.exhaustive = self._is_exhaustive()
+        if self.exhaustive:
+            self.plan.wants[0] = 0
         self.evaluator.steps = self.plan.steps
         self.evaluator.planned = min(self.plan.total, settings.budget or self.plan.total)
         self.steps: list[Step] = []
@@ -136,6 +144,17 @@ class Trail:
                 "with the uniform prior, all are alike: use 'sample', or another prior."
             )
         return lengths
+
+    def _is_exhaustive(self) -> bool:
+        """Whether the atlas knows every candidate that the first step could draw."""
+        first_is_one_token = self.start.shape[1] == 0 and self.lengths[0] == 1
+        return (
+            self.evaluator.atlas is not None
+            and self.settings.search != "best-of-n"
+            and self.settings.distinct
+            and first_is_one_token
+            and self.plan.reach(0) == 1  # it is ranked by its own picture, not by rollouts
+        )
 
     def header(self) -> dict[str, Any]:
         """What the search is of, as far as it knows itself: for the header of a trace."""
@@ -197,6 +216,8 @@ class Trail:
         As the settings say, or fewer where budget or time would otherwise not suffice for all steps
         that are ahead: first fewer candidates, then fewer prefixes.
         """
+        if self.exhaustive and not self.steps:
+            return self.beam, self.tokenizer.vocab_size
         share = self.plan.share(len(self.steps), self.left())
         return self.plan.split(len(self.steps), self.beam, share)
 
