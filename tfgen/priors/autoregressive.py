@@ -64,6 +64,7 @@ class AutoregressivePrior(Prior):
         """expected: guidance scales, rising, and Float[scales, num_tokens], the mean log p per
         token of true scenes' prefixes at each scale."""
         self.model = model.eval().requires_grad_(False)
+        self._table = model.table()  # once, and not for every token
         self.words, self.expected, self.metadata = words, expected, metadata or {}
         self.vocab_size, self.num_tokens = model.cfg.vocab_size, model.cfg.num_tokens
         self.guidance = finite_number("guidance", guidance, 0)
@@ -165,7 +166,7 @@ class AutoregressivePrior(Prior):
             ):  # [n, length, blocks, 2, heads, d] -> of each block, [2, n, heads, length, d]
                 own = torch.stack([part[:, stream] for part in before], dim=1)
                 past = [(k, v) for k, v in own.permute(2, 3, 0, 4, 1, 5)]
-            streamed, kept = self.model(last.to(device), text, past=past)
+            streamed, kept = self.model(last.to(device), text, past=past, table=self._table)
             logits = logits + scale * streamed[:, 0]
             pairs.append(torch.stack([torch.stack(pair, dim=1) for pair in kept], dim=1)[..., 0, :])
         level.append(torch.stack(pairs, dim=1), logits.log_softmax(dim=1))

@@ -121,18 +121,19 @@ class AutoregressiveModel(nn.Module):
         text: KeysValues,
         exists: Tensor | None = None,
         past: KeysValues | None = None,
+        table: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Logits of the next token after each place, and the places' own keys and values.
 
         tokens: Int64[N, L], the inputs: of a sequence from its start, -1 (the beginning) and then
         tokens; with `past` (the keys and values of the places before, of length p), those from
         place p on. text: from `read`, of N texts, or of one for all; exists: from there as well,
-        None where no text is padded.
+        None where no text is padded. table: `table()`, from whoever has it already.
         Returns Float32[N, L, vocab_size]; entry j is for the token at place p + j.
         """
         start = 0 if past is None else past[0][0].shape[2]
         n, length = tokens.shape
-        table = self.table()
+        table = self.table() if table is None else table
         x = torch.where((tokens < 0)[..., None], self.begin, table[tokens.clamp(min=0)])
         x = x + self.positions[start : start + length]
         seen = self._seen(length, start, text[0][0].shape[2], exists, tokens.device)
