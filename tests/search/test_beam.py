@@ -2,33 +2,23 @@ import itertools
 
 import pytest
 import torch
+from scipy.stats import chisquare
 
-from tests.toys import ToyPrior, ToyTokenizer, ToyVerifier, rugged
-from tfgen.errors import InputError, TfgenError
+from tests.toy_search import brute_force, pools, run
+from tests.toys import ToyPrior, ToyTokenizer, rugged
+from tfgen.errors import InputError
 from tfgen.priors import UniformPrior
-from tfgen.search import SearchSettings, search
-
-
-def run(function=rugged, *, tokenizer=None, prior=None, seed=0, callback=None, progress=None, **s):
-    tokenizer = tokenizer or ToyTokenizer(5, 3)
-    verifier = ToyVerifier(tokenizer, function)
-    prior = prior or UniformPrior(tokenizer.vocab_size, tokenizer.num_tokens)
-    target = verifier.prepare("a toy")
-    settings = SearchSettings(**s)
-    return search(
-        target, tokenizer, prior, verifier, settings, seed, callback=callback, progress=progress
-    )
-
-
-def brute_force(function, vocab_size, lengths):
-    prefixes = (itertools.product(range(vocab_size), repeat=k) for k in lengths)
-    return max(itertools.chain(*prefixes), key=function)
-
 
 # what is found
 
 
-def test_a_beam_as_wide_as_the_codebook_finds_the_optimum():
+def test_a_beam_and_candidates_as_many_as_the_codebook_find_the_best_pair():
+    result = run(beam=5, candidates=5, tokens=2)
+    assert tuple(result.tokens.tolist()) == brute_force(rugged, 5, (1, 2))
+    assert result.decodes == 5 + 25
+
+
+def test_a_beam_as_wide_as_there_are_prefixes_finds_the_optimum():
     result = run(beam=5**3, candidates=5)
     assert tuple(result.tokens.tolist()) == brute_force(rugged, 5, (1, 2, 3))
     assert result.decodes == 5 + 25 + 125
@@ -88,47 +78,160 @@ def test_tokens_is_how_far_the_search_goes():
     assert [step.length for step in run(beam=2, candidates=2, tokens=2).steps] == [1, 2]
 
 
-# seeds and batches
+def test_as_in_soto_the_first_step_may_draw_only_the_candidates_of_one():
+    result = run(
+        tokenizer=ToyTokenizer(100, 3), beam=4, candidates=6, first_step="candidates", tokens=2
+    )
+    assert [len(step.pool.tokens) for step in result.steps] == [6, 24]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_results_do_not_depend_on_the_batch_size(batch_size):
-    options = {"beam": 3, "candidates": 11, "prior_strength": 1.0, "prior_weight": 0.1}
-    results = [
-        run(
-            tokenizer=ToyTokenizer(50, 3, rounds_by_rows=True),
-            prior=ToyPrior(50, 3),
-            batch_size=size,
-            **options,
-        )
-        for size in (None, batch_size)
-    ]
-    for one, other in zip(results[0].steps, results[1].steps, strict=True):
-        assert torch.equal(one.pool.tokens, other.pool.tokens)
-        assert torch.equal(one.pool.scores, other.pool.scores)
+def test_as_in_soto_the_best_of_the_last_step_may_be_the_result():
+    def function(tokens):
+        return 1.0 if tokens == (3,) else -len(tokens) / 10 - tokens[-1] / 100
+
+    result = run(function, beam=2, candidates=5, keep="last")
+    assert result.tokens.tolist() == result.steps[-1].best_tokens.tolist()
+    assert result.score == pytest.approx(-0.3)
 
 
-def test_out_of_memory_does_not_change_the_result():
-    options = {"beam": 3, "candidates": 11}
-    small = run(tokenizer=ToyTokenizer(50, 3, max_rows=3), **options)
-    assert torch.equal(small.tokens, run(tokenizer=ToyTokenizer(50, 3), **options).tokens)
+def test_the_best_ever_never_falls():
+    for seed in range(5):
+        result = run(tokenizer=ToyTokenizer(50, 6), seed=seed, beam=3, candidates=4)
+        best = list(itertools.accumulate((step.best_score for step in result.steps), max))
+        assert result.score == best[-1] == max(step.best_score for step in result.steps)
+        assert min(step.best_score for step in result.steps) < best[-1]  # some step was worse
 
 
-def test_same_seed_same_search_other_seed_other_search():
-    def pools(seed):
-        steps = run(tokenizer=ToyTokenizer(50, 3), seed=seed, beam=2, candidates=5).steps
-        return [step.pool.tokens.tolist() for step in steps]
+@pytest.mark.parametrize("max_children", [1, 2, 3])
+def test_no_parent_has_more_than_so_many_children_in_a_beam(max_children):
+    def favours_the_first(tokens):
+        return 10.0 * (tokens[0] == 0) + rugged(tokens)
 
-    assert pools(7) == pools(7)
-    assert pools(7) != pools(8)
+    options = {"beam": 4, "candidates": 5, "tokens": 3}
+    free = run(favours_the_first, **options)
+    limited = run(favours_the_first, max_children=max_children, **options)
+    assert len(limited.steps[0].pool.kept) == 4  # children of the empty prefix are not limited
+    for step in limited.steps[1:]:
+        parents = step.pool.parents[step.pool.kept].tolist()
+        assert max(parents.count(parent) for parent in parents) <= max_children
+    parents = free.steps[1].pool.parents[free.steps[1].pool.kept]
+    assert len(parents.unique()) == 1  # without the limit, one parent takes all places
+    kept = limited.steps[1].pool.kept.tolist()
+    assert kept == sorted(kept) and kept[0] == 0  # the best are kept, best first
 
 
-def test_a_search_leaves_the_global_random_numbers_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    run(beam=2, candidates=2, prior=ToyPrior(), prior_strength=1.0)
-    assert torch.equal(torch.rand(4), expected)
+def test_parents_are_rows_of_the_pool_before():
+    result = run(tokenizer=ToyTokenizer(20, 4), beam=3, candidates=7, schedule="1,3,4")
+    assert result.steps[0].pool.parents.unique().tolist() == [-1]
+    for before, after in itertools.pairwise(result.steps):
+        assert set(after.pool.parents.tolist()) == set(before.pool.kept.tolist()) == {0, 1, 2}
+        prefixes = before.pool.tokens[after.pool.parents]
+        assert torch.equal(after.pool.tokens[:, : before.length], prefixes)
+
+
+# repeats
+
+
+def test_drawn_with_replacement_a_pool_may_hold_a_prefix_twice_but_decodes_it_once():
+    result = run(beam=2, candidates=10, distinct=False)
+    assert [len(step.pool.tokens) for step in result.steps] == [20, 20, 20]
+    distinct = [len(step.pool.tokens.unique(dim=0)) for step in result.steps]
+    assert max(distinct) <= 10 and result.decodes == sum(distinct)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_drawn_with_replacement_candidates_are_independent_draws(strength):
+    prior = ToyPrior(4, 2)
+    pool = run(
+        tokenizer=ToyTokenizer(4, 2), prior=prior, beam=1, candidates=4000, distinct=False,
+        prior_strength=strength, tokens=1,
+    ).steps[0].pool  # fmt: skip
+    seen = pool.tokens[:, 0].bincount(minlength=4).numpy()
+    expected = (strength * prior.table[-1]).double().softmax(0).numpy()
+    assert chisquare(seen, 4000 * expected).pvalue > 0.001
+
+
+# from given tokens
+
+
+def test_all_candidates_begin_with_the_given_tokens():
+    result = run(tokenizer=ToyTokenizer(9, 8), beam=2, candidates=4, start=[7, 7, 2])
+    assert [step.length for step in result.steps] == [4, 5, 6, 7, 8]
+    for step in result.steps:
+        assert torch.equal(step.pool.tokens[:, :3].unique(dim=0), torch.tensor([[7, 7, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lengths"), [("geometric", [8]), ("linear:3", [6, 8]), ("2,4,5,7", [5, 7])]
+)
+def test_given_tokens_do_not_shift_the_schedule(schedule, lengths):
+    result = run(tokenizer=ToyTokenizer(9, 8), beam=2, start=[1, 0, 1, 0], schedule=schedule)
+    assert [step.length for step in result.steps] == lengths
+
+
+def test_a_search_may_start_from_several_prefixes():
+    starts = [[1], [4], [2]]
+    result = run(tokenizer=ToyTokenizer(9, 3), beam=6, candidates=4, start=starts)
+    first = result.steps[0].pool
+    assert len(first.tokens) == 6 * 4
+    assert first.tokens[:, 0].unique().tolist() == [1, 2, 4]
+
+
+def test_a_start_that_leaves_nothing_to_search_for_is_refused():
+    with pytest.raises(InputError, match="start has 3 tokens and the schedule ends at 2"):
+        run(beam=2, start=[1, 2, 3], tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("start", "complaint"),
+    [
+        ([[1], [2, 3]], "several different ones of the same length"),
+        ([[1], [1]], "several different ones of the same length"),
+        ([], "start is one prefix"),
+        ([1.5], "A token of start must be a whole number from 0 up, not 1.5"),
+        ([-1], "from 0 up, not -1"),
+        ([5], "Token 5 is not in the codebook of toy"),
+        ([0] * 4, "decodes 1 to 3 tokens, not 4"),
+    ],
+)
+def test_a_start_that_is_no_prefix_is_refused(start, complaint):
+    with pytest.raises(InputError) as error:
+        run(start=start)
+    assert complaint in str(error.value)
+
+
+# completion
+
+
+@pytest.mark.parametrize("how", ["greedy", "sample"])
+def test_the_last_beam_is_completed_and_the_better_is_kept(how):
+    prior, tokenizer = ToyPrior(5, 6), ToyTokenizer(5, 6)
+    options = {"prior": prior, "tokenizer": tokenizer, "beam": 3, "candidates": 5, "tokens": 2}
+    plain = run(prior_strength=1.0, **options)
+    result = run(prior_strength=1.0, complete=how, **options)
+    assert pools(plain) == pools(result)[:2]
+    last = result.steps[-1]
+    assert (last.phase, last.length, len(last.pool.tokens)) == ("complete", 6, 3)
+    beam = plain.steps[-1].pool.tokens[:3]
+    assert torch.equal(beam[last.pool.parents], last.pool.tokens[:, :2])
+    assert last.pool.scores.tolist() == pytest.approx(
+        [rugged(tuple(tokens)) for tokens in last.pool.tokens.tolist()]
+    )
+    assert result.score == max(plain.score, last.best_score)
+    if how == "greedy":
+        for tokens in last.pool.tokens.tolist():
+            for before, after in itertools.pairwise(tokens[1:]):
+                assert after == prior.table[before].argmax()
+
+
+def test_nothing_is_completed_that_is_whole_already():
+    assert [step.phase for step in run(beam=2, complete="sample").steps] == ["search"] * 3
+
+
+def test_a_greedy_completion_needs_a_prior():
+    for options in ({}, {"prior": ToyPrior()}):
+        with pytest.raises(InputError, match="at prior strength 0"):
+            run(complete="greedy", **options)
 
 
 # the prior
@@ -136,8 +239,8 @@ def test_a_search_leaves_the_global_random_numbers_alone():
 
 def test_at_strength_zero_the_prior_changes_nothing():
     options = {"tokenizer": ToyTokenizer(50, 3), "beam": 2, "candidates": 5}
-    pools = [run(prior=p, **options).steps[-1].pool for p in (ToyPrior(50, 3), UniformPrior(50, 3))]
-    assert torch.equal(pools[0].tokens, pools[1].tokens)
+    results = [run(prior=prior, **options) for prior in (ToyPrior(50, 3), UniformPrior(50, 3))]
+    assert pools(results[0]) == pools(results[1])
 
 
 @pytest.mark.parametrize("typicality", [True, False])
@@ -160,151 +263,3 @@ def test_a_prior_for_another_codebook_is_refused():
     with pytest.raises(InputError, match="2 tokens of a codebook of 5"):
         run(prior=UniformPrior(5, 2), beam=1, candidates=1)
     assert run(prior=UniformPrior(5, 2), beam=1, candidates=1, tokens=2).decodes == 2
-
-
-# stopping early
-
-
-@pytest.mark.parametrize("budget", [1, 2, 4, 5, 6, 17, 30, 31, 54, 55, 10**6])
-def test_the_budget_is_never_exceeded_and_the_best_so_far_is_returned(budget):
-    seen = []
-
-    def function(tokens):
-        seen.append(tokens)
-        return rugged(tokens)
-
-    result = run(function, beam=5, candidates=5, budget=budget)
-    assert result.decodes <= budget
-    assert tuple(result.tokens.tolist()) == max(dict.fromkeys(seen), key=rugged)
-    assert result.steps[-1].decodes == result.decodes
-    assert result.stopped == ("budget" if budget < 3 else "done")
-
-
-@pytest.mark.parametrize("budget", [3, 4, 17, 30, 54])
-def test_a_search_is_planned_so_that_all_steps_happen_within_the_budget(budget):
-    result = run(beam=5, candidates=5, budget=budget)
-    assert [step.length for step in result.steps] == [1, 2, 3]
-    assert budget - 2 * 5 < result.decodes <= budget  # over is what cannot be shared out evenly
-
-
-def test_a_budget_that_is_just_enough_changes_nothing():
-    assert torch.equal(
-        run(beam=5, candidates=5, budget=55).tokens, run(beam=5, candidates=5).tokens
-    )
-
-
-def test_ctrl_c_in_mid_search_returns_the_best_so_far():
-    def interrupt(progress):
-        if progress.decodes >= 30:
-            raise KeyboardInterrupt
-
-    tokenizer = ToyTokenizer(50, 3)
-    result = run(tokenizer=tokenizer, beam=2, candidates=24, batch_size=16, progress=interrupt)
-    assert result.interrupted
-    assert result.decodes == 32
-    decoded = {tuple(row) for batch in tokenizer.batches for row in batch.tolist()}
-    assert tuple(result.tokens.tolist()) == max(decoded, key=rugged)
-
-
-@pytest.mark.parametrize("place", ["decode", "callback", "propose"])
-def test_wherever_ctrl_c_falls_what_was_scored_is_kept(place, monkeypatch):
-    prior, tokenizer, callback = ToyPrior(), ToyTokenizer(), None
-    calls = itertools.count()
-
-    def interrupt_second(function):
-        def wrapped(*args, **kwargs):
-            if next(calls) == 1:
-                raise KeyboardInterrupt
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    if place == "decode":
-        monkeypatch.setattr(tokenizer, "decode", interrupt_second(tokenizer.decode))
-    elif place == "propose":
-        monkeypatch.setattr(prior, "propose", interrupt_second(prior.propose))
-    else:
-        callback = interrupt_second(lambda step: None)
-    result = run(tokenizer=tokenizer, prior=prior, callback=callback, beam=5, candidates=5)
-    assert result.interrupted
-    greatest = max(result.steps, key=lambda step: step.best_score)
-    assert torch.equal(result.tokens, greatest.best_tokens)
-
-
-def test_ctrl_c_before_anything_was_scored_is_passed_on(monkeypatch):
-    tokenizer = ToyTokenizer()
-
-    def decode(tokens):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tokenizer, "decode", decode)
-    with pytest.raises(KeyboardInterrupt):
-        run(tokenizer=tokenizer, beam=2, candidates=2)
-
-
-def test_other_failures_are_not_swallowed():
-    def function(tokens):
-        if len(tokens) == 2:
-            raise ZeroDivisionError
-        return 0.0
-
-    with pytest.raises(ZeroDivisionError):
-        run(function, beam=2, candidates=2)
-
-
-def test_a_verifier_without_one_usable_score_is_a_clear_failure():
-    with pytest.raises(TfgenError, match="verifier toy gave no picture a usable score"):
-        run(lambda tokens: float("nan"), beam=2, candidates=2)
-
-
-# records and settings
-
-
-def test_a_step_is_recorded_and_reported_after_each_length():
-    seen = []
-    result = run(beam=5, candidates=5, callback=seen.append)
-    assert seen == result.steps
-    assert [(s.index, s.length, s.decodes) for s in seen] == [(1, 1, 5), (2, 2, 30), (3, 3, 55)]
-    assert sorted(s.seconds for s in seen) == [s.seconds for s in seen]
-    assert result.seconds >= seen[-1].seconds
-    assert result.settings == SearchSettings(beam=5, candidates=5)
-
-
-def test_progress_says_which_step_of_how_many():
-    seen = []
-    run(beam=5, candidates=5, progress=seen.append)
-    assert [(p.step, p.steps, p.decodes) for p in seen] == [
-        (1, 3, 5), (2, 3, 21), (2, 3, 30), (3, 3, 46), (3, 3, 55)
-    ]  # fmt: skip
-    assert seen[-1].best_score == max(p.best_score for p in seen)
-
-
-@pytest.mark.parametrize(
-    ("setting", "complaint"),
-    [
-        ({"beam": 0}, "beam must be a whole number from 1 up, not 0"),
-        ({"beam": 2.5}, "beam must be a whole number from 1 up, not 2.5"),
-        ({"beam": "wide"}, "beam must be a whole number from 1 up, not 'wide'"),
-        ({"candidates": -1}, "candidates must be a whole number from 1 up, not -1"),
-        ({"tokens": 0}, "tokens must be a whole number from 1 up, not 0"),
-        ({"tokens": 4}, "tokens must be a whole number from 1 to 3, not 4"),
-        ({"budget": 0}, "budget must be a whole number from 1 up, not 0"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1 up, not 0"),
-        ({"prior_strength": -0.5}, "prior_strength must be a finite number from 0 up, not -0.5"),
-        ({"prior_strength": float("nan")}, "prior_strength must be a finite number"),
-        ({"prior_weight": float("inf")}, "prior_weight must be a finite number"),
-        ({"prior_weight": "much"}, "prior_weight must be a finite number from 0 up, not 'much'"),
-        ({"schedule": "geometirc"}, "did you mean 'geometric'"),
-        ({"branch": "lats"}, "There is no branch 'lats'; did you mean 'last'?"),
-        ({"seed": -1}, "seed must be a whole number from 0 to"),
-    ],
-)
-def test_a_setting_outside_its_range_is_refused(setting, complaint):
-    with pytest.raises(InputError) as error:
-        run(**setting)
-    assert complaint in str(error.value)
-
-
-def test_an_unknown_search_is_refused_with_the_known_names():
-    with pytest.raises(InputError, match="There is no search 'baem'; did you mean 'beam'?"):
-        run(search="baem")

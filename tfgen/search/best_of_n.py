@@ -9,7 +9,7 @@ from tfgen.search.plan import ROUND
 from tfgen.search.records import SearchResult
 from tfgen.search.trail import Trail
 
-PATIENCE = 20  # draws of a whole round without enough new sequences, before it is given up
+PATIENCE = 20  # how often a round is drawn before it does with the new sequences it has
 FEW = 64  # sequences that a repeated draw has at least
 
 
@@ -48,8 +48,8 @@ def draw(trail: Trail, count: int) -> Tensor:
     found: list[Tensor] = []
     seen: set[tuple[int, ...]] = set()
     for attempt in range(PATIENCE):
-        missing = count - len(found)
-        rows = trail.start[torch.arange(max(missing, FEW if attempt else 1)) % len(trail.start)]
+        many = max(count, FEW) if attempt else count
+        rows = trail.start[torch.arange(many) % len(trail.start)]
         drawn = trail.complete(rows, trail.lengths[-1], "sample")
         if not trail.settings.distinct:
             return drawn

@@ -256,7 +256,9 @@ class Evaluator:
             )
 
     def _check_time(self) -> None:
-        if self._warm and time.perf_counter() + self._batch_seconds > self.deadline:
+        now = time.perf_counter()
+        late = now >= self.deadline or now + self._batch_seconds > self.deadline
+        if self._warm and late:
             raise TimeExhausted("The time is spent.")
 
     def _look_up(
