@@ -151,13 +151,15 @@ def test_it_is_found_in_the_models_folder_or_the_cache_and_only_if_it_fits(
     monkeypatch.setenv("TFGEN_CACHE", str(tmp_path / "cache"))
     model = tmp_path / "model"
     tokenizer, verifier = toys()
-    assert Atlas.find(model, tokenizer, verifier) is None
-    Atlas.build(tokenizer, verifier, cached_path(models_of(tokenizer, verifier)))
-    assert Atlas.find(model, tokenizer, verifier) is not None
+    models = models_of(tokenizer, verifier)
+    assert Atlas.find(model, models, 1000) is None
+    Atlas.build(tokenizer, verifier, cached_path(models))
+    assert Atlas.find(model, models, 1000) is not None
+    assert Atlas.find(None, models, 1000) is not None
     other = ToyTokenizer(vocab_size=1000, num_tokens=4)
     Atlas.build(other, verifier, model / FILE_NAME)
-    assert Atlas.find(model, other, verifier) is not None
-    assert Atlas.find(model, ToyTokenizer(1000, 5), verifier) is None
+    assert Atlas.find(model, models_of(other, verifier), 1000) is not None
+    assert Atlas.find(model, models_of(ToyTokenizer(1000, 5), verifier), 1000) is None
 
 
 def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:

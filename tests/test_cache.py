@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tfgen.cache import FILE_NAME, CacheWarning, Chain, EmbeddingCache
+from tfgen.cache import FILE_NAME, CacheWarning, EmbeddingCache
 from tfgen.errors import InputError, TfgenError
 
 MODELS = {"tokenizer": "t", "verifier": "v", "seed": None}
@@ -183,19 +183,3 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="give another folder as --cache, or --cache off.$"):
         EmbeddingCache(tmp_path / "file" / "cache", MODELS)
-
-
-def test_a_chain_asks_each_source_for_what_those_before_do_not_know(tmp_path: Path) -> None:
-    tokens, embeddings = some(6)
-    with (
-        EmbeddingCache(tmp_path / "a", MODELS) as first,
-        EmbeddingCache(tmp_path / "b", MODELS) as second,
-    ):
-        first.put(tokens[:2], embeddings[:2])
-        second.put(tokens[1:4], -embeddings[1:4])
-        chain = Chain(first, second)
-        known, found = chain.get(tokens)
-        assert known.tolist() == [True] * 4 + [False] * 2
-        assert torch.equal(found[:4], torch.cat([embeddings[:2], -embeddings[2:4]]))
-        chain.put(tokens[4:], embeddings[4:])
-        assert chain.get(tokens)[0].all() and second.get(tokens[4:])[0].all()

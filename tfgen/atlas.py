@@ -54,17 +54,13 @@ class Atlas:
         return cls._open(Path(path), models, tokenizer.vocab_size)
 
     @classmethod
-    def find(
-        cls, model_folder: Path, tokenizer: Tokenizer, verifier: Verifier, seed: int = 0
-    ) -> Atlas | None:
-        """The atlas of these models that lies in the model's folder or in the cache folder, if any.
-
-        One that was made with other weights is passed over, as is a damaged one.
-        """
-        models = models_of(tokenizer, verifier, seed)
-        for path in (model_folder / FILE_NAME, cached_path(models)):
+    def find(cls, folder: Path | None, models: dict[str, Any], vocab_size: int) -> Atlas | None:
+        """The atlas of these models (of `models_of`) that lies in the model's folder or in the
+        cache folder, if any. One of other models is passed over, as is a damaged one."""
+        for path in (folder and folder / FILE_NAME, cached_path(models)):
             try:
-                return cls._open(path, models, tokenizer.vocab_size)
+                if path:
+                    return cls._open(path, models, vocab_size)
             except InputError:
                 continue
         return None

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import tfgen
 from tfgen.errors import InputError, TfgenError
 
 if TYPE_CHECKING:
-    from tfgen.search.evaluator import EmbeddingSource
+    from tfgen.search.evaluator import Engine
 
 FILE_NAME = "embeddings.sqlite"
 LIMIT = 2**30  # bytes
@@ -228,31 +229,16 @@ class EmbeddingCache:
         warnings.warn(f"The cache {str(self.path)!r} {what}.", CacheWarning, stacklevel=4)
 
 
-class Chain:
-    """Several sources as one: each is asked for what those before it do not know."""
-
-    def __init__(self, *sources: EmbeddingSource) -> None:
-        self.sources = sources
-
-    def get(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Int64[N, k] -> known Bool[N], embeddings Float32[N, d]."""
-        known = torch.zeros(len(tokens), dtype=torch.bool)
-        embeddings = torch.zeros(len(tokens), 0)
-        for source in self.sources:
-            asked = (~known).nonzero()[:, 0]
-            if not len(asked):
-                break
-            more, values = source.get(tokens[asked.to(tokens.device)])
-            if more.any():
-                if embeddings.shape[1] == 0:
-                    embeddings = torch.zeros(len(tokens), values.shape[1])
-                embeddings[asked[more]] = values[more]
-                known[asked[more]] = True
-        return known, embeddings
-
-    def put(self, tokens: Tensor, embeddings: Tensor) -> None:
-        for source in self.sources:
-            source.put(tokens, embeddings)
+def rounding(engine: Engine, device: torch.device) -> dict[str, Any]:
+    """What moves the last bits of embeddings, beside the models and the seed, as JSON."""
+    return {
+        "device": str(device),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "tfgen": tfgen.__version__,
+        "engine": type(engine).__name__,
+        "rows": engine.rows,
+    }
 
 
 def _blobs(tokens: Tensor) -> list[bytes]:

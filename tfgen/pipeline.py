@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 
 import tfgen
 from tfgen import hub
+from tfgen.atlas import Atlas
+from tfgen.cache import EmbeddingCache, rounding
 from tfgen.decoding.threads import ThreadedEngine
 from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.image_io import load_png, pixel_hash, save_png, to_image
@@ -108,6 +111,12 @@ class Pipeline:
     cache: EmbeddingSource | None = None
     """Knows what some prefixes look like, so that they need not be decoded."""
 
+    cache_folder: Path | None = None
+    """Where there is no `cache`: a folder in which to keep what prefixes look like, across runs."""
+
+    folder: Path | None = None
+    """Where the model's files are: its atlas may be among them."""
+
     @classmethod
     def load(
         cls,
@@ -118,6 +127,7 @@ class Pipeline:
         guidance: float | None = None,
         device: str = "auto",
         score: str = "contrast",
+        cache: str | PathLike[str] | None = None,
     ) -> Pipeline:
         """Load models by name or local folder.
 
@@ -125,7 +135,8 @@ class Pipeline:
         name such as "ViT-B-32/laion2b_s34b_b79k". guidance: how closely a prior of the text follows
         it, from 0; None is the prior's own. device: "auto" (CUDA where there is one), "cpu",
         "cuda". score: "contrast" ranks by the log-softmax of the similarity to the prompt against
-        contrast captions, "cosine" by the bare similarity. Raises InputError on an unknown or
+        contrast captions, "cosine" by the bare similarity. cache: a folder in which to keep, across
+        runs, what prefixes look like; it changes no result. Raises InputError on an unknown or
         unusable model.
         """
         place = find_device(device)
@@ -147,6 +158,8 @@ class Pipeline:
             score,
             defaults,
             ThreadedEngine if place.type == "cpu" else PlainEngine,
+            cache_folder=None if cache is None else Path(cache),
+            folder=hub.locate(model),
         )
 
     def settings(self, **options: Any) -> SearchSettings:
@@ -194,23 +207,34 @@ class Pipeline:
             warnings.warn(sentence, PromptWarning, stacklevel=2)
         prior = self.prior.condition(prompt, partial(self.verifier.similarity, target=target))
         tokenizer = self.tokenizer.for_seed(seed)
+        models = self.fingerprints | {"seed": None if tokenizer is self.tokenizer else seed}
+        atlas = None
+        if settings.atlas:
+            atlas = Atlas.find(self.folder, models, tokenizer.vocab_size)
+            settings = replace(settings, atlas=atlas is not None)
+        about = self._about(prompt, negative)
         try:
-            about = self._about(prompt, negative)
-            found = search(
-                target,
-                tokenizer,
-                prior,
-                self.verifier,
-                settings,
-                seed,
-                callback=callback,
-                progress=progress,
-                engine=self.engine(tokenizer, self.verifier),
-                cache=self.cache,
-                trace=trace,
-                resume=resume,
-                about=about,
-            )
+            engine, cache = self.engine(tokenizer, self.verifier), self.cache
+            with ExitStack() as stack:
+                if cache is None and self.cache_folder is not None:
+                    key = models | rounding(engine, tokenizer.device)
+                    cache = stack.enter_context(EmbeddingCache(self.cache_folder, key))
+                found = search(
+                    target,
+                    tokenizer,
+                    prior,
+                    self.verifier,
+                    settings,
+                    seed,
+                    callback=callback,
+                    progress=progress,
+                    engine=engine,
+                    cache=cache,
+                    atlas=atlas,
+                    trace=trace,
+                    resume=resume,
+                    about=about,
+                )
             image = render(tokenizer, found.tokens)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise TfgenError(
@@ -232,6 +256,14 @@ class Pipeline:
             _tokenizer=tokenizer,
         )
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of tokenizer and verifier."""
+        return {
+            "tokenizer": self.tokenizer.fingerprint(),
+            "verifier": self.verifier.fingerprint(),
+        }
+
     def _about(self, prompt: str, negative: Sequence[str]) -> dict[str, Any]:
         """What a search is of, for its recipe and its trace."""
         return {
@@ -242,11 +274,11 @@ class Pipeline:
             "negative": list(negative),
             "model": {
                 "name": self.model_name or self.tokenizer.name,
-                "fingerprint": self.tokenizer.fingerprint(),
+                "fingerprint": self.fingerprints["tokenizer"],
             },
             "verifier": {
                 "name": self.verifier_name or self.verifier.name,
-                "fingerprint": self.verifier.fingerprint(),
+                "fingerprint": self.fingerprints["verifier"],
                 "score": self.score,
             },
             "prior": {"name": self.prior.name, **self.prior.options()},
