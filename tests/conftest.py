@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any Triton kernel is defined
 
 from tests.toy_models import TOKENS, VOCAB, SavedVerifier
 from tfgen import hub
