@@ -14,6 +14,7 @@ from tfgen.errors import InputError, TfgenError
 from tfgen.tokenizers.base import Tokenizer
 
 BRANCHES = ("all", "last")
+WEIGHED = 8
 _MAX_ELEMENTS = 2**24  # of a [rows, vocab_size] table of log-probabilities held at one time
 
 
@@ -143,6 +144,36 @@ class Prior(ABC):
             drawn = self._keys(tokens, strength, generator).argmax(dim=1, keepdim=True)
             tokens = torch.cat([tokens, drawn.to(tokens.device)], dim=1)
         return tokens
+
+    def propose_at(
+        self,
+        tokens: Tensor,
+        position: int,
+        count: int,
+        strength: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Draw `count` other tokens for one position of each sequence, given all its other tokens.
+
+        tokens: Int64[B, k]. Returns Int64[B, C, k], the sequences with C distinct others there, in
+        the order drawn; C is `count` or, if fewer exist, all others there are.
+
+        Without replacement, from p^λ of the whole sequence as a function of that token, which is
+        p(token | those before)^λ p(those after | it)^λ up to a factor. Of a large codebook only the
+        WEIGHED * count tokens that lead by the first factor are weighed by the second.
+        """
+        count = min(count, self.vocab_size - 1)
+        keys = self._keys(tokens[:, :position], strength, generator)  # [B, V]
+        keys = keys.scatter(1, tokens[:, position : position + 1].to(keys.device), -torch.inf)
+        leading = keys.topk(min(WEIGHED * count, self.vocab_size - 1), dim=1)
+        drawn = tokens[:, None].repeat(1, leading.indices.shape[1], 1)  # [B, M, k]
+        drawn[:, :, position] = leading.indices.to(drawn.device)
+        keys = leading.values
+        if strength > 0 and position + 1 < tokens.shape[1]:
+            log_p = self.sequence_log_prob(drawn.flatten(0, 1))[:, position + 1 :]
+            keys = keys + strength * log_p.to("cpu", torch.float64).sum(dim=1).view(keys.shape)
+        best = keys.topk(count, dim=1).indices[:, :, None].expand(-1, -1, tokens.shape[1])
+        return drawn.gather(1, best.to(drawn.device))
 
     def _keys(self, prefixes: Tensor, strength: float, generator: torch.Generator) -> Tensor:
         """Float64[B, V], whose n largest in a row are n draws without replacement from p^λ.

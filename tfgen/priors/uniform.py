@@ -49,3 +49,13 @@ class UniformPrior(Prior):
         self, prefixes: Tensor, length: int, strength: float, generator: torch.Generator
     ) -> Tensor:
         return super().complete(prefixes, length, 0.0, generator)
+
+    def propose_at(
+        self,
+        tokens: Tensor,
+        position: int,
+        count: int,
+        strength: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        return super().propose_at(tokens, position, count, 0.0, generator)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from torch import Tensor
 
 from tfgen.search.completion import complete_beam
 from tfgen.search.records import SearchResult
+from tfgen.search.refinement import refine
+from tfgen.search.shortlist import check_shortlist, shortlisted
 from tfgen.search.trail import Trail
 
 
@@ -19,6 +22,8 @@ def beam_search(trail: Trail) -> SearchResult:
             pool = for each prefix of the beam, `candidates` continuations to that length
             beam = the `beam` best of the pool
         return the best prefix ever seen
+
+    With a shortlist, some of the candidates are drawn from the prior, and the others chosen.
 
     Source: "(1D) Ordered Tokens Enable Efficient Test-Time Search" (arXiv 2604.15453), beam search,
     and its code, SoTo. Where ours differs, unless the settings say otherwise (presets.SOTO does):
@@ -32,6 +37,8 @@ def beam_search(trail: Trail) -> SearchResult:
       - Equal scores rank by lower tokens, lexicographically; in SoTo, however topk happens to order
         them.
     """
+    if trail.settings.shortlist:
+        check_shortlist(trail)
     return grow(trail, lambda pool: None)
 
 
@@ -40,8 +47,18 @@ def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchRes
     whose pictures it is ranked by; None for its own pictures."""
     with trail:
         for length in trail.ahead():
-            prefixes, count = trail.parents(length)  # [B, k]
-            pool = trail.propose(prefixes, length, count)  # [B * count, length]
+            pool = candidates(trail, length)
             trail.rank(pool, rollouts=roll_out(pool))
         complete_beam(trail)
+        refine(trail)
     return trail.result()
+
+
+def candidates(trail: Trail, length: int) -> Tensor | Iterable[Tensor]:
+    """The pool of a step to this length, Int64[N, length], or its rounds."""
+    prefixes, count = trail.parents(length)  # [B, k]
+    all_of_them = trail.exhaustive and not trail.steps
+    if trail.settings.shortlist and not all_of_them:
+        draw, new = partial(trail.propose, prefixes, length), slice(prefixes.shape[1], length)
+        return shortlisted(trail, draw, len(prefixes), new, count)
+    return trail.propose(prefixes, length, count)

@@ -10,6 +10,8 @@ from tfgen.search.settings import SearchSettings
 
 ROUND = 512
 """Sequences that best-of-n draws at a time."""
+REFINED = 4
+"""Prefixes whose tokens a refinement draws again."""
 
 
 class Plan:
@@ -20,7 +22,12 @@ class Plan:
     """
 
     def __init__(
-        self, settings: SearchSettings, start: Tensor, lengths: Sequence[int], vocab_size: int
+        self,
+        settings: SearchSettings,
+        start: Tensor,
+        lengths: Sequence[int],
+        vocab_size: int,
+        num_tokens: int,
     ) -> None:
         """start: Int64[B, k], the prefixes that the first step extends; lengths: of the prefixes
         after each step."""
@@ -39,6 +46,9 @@ class Plan:
             self.wants = [min(ROUND, self.samples - made) for made in range(0, self.samples, ROUND)]
         elif settings.complete:
             self.wants.append(settings.beam)
+        positions = (num_tokens if settings.complete else lengths[-1]) - start.shape[1]
+        each = min(REFINED, settings.beam) * min(settings.candidates, vocab_size - 1)
+        self.wants += settings.refine * positions * [each]
 
     @property
     def steps(self) -> int:

@@ -18,13 +18,15 @@ def rank_pool(
     rollouts: Tensor | None,
     settings: SearchSettings,
     limited: bool,
+    noise: Tensor | None = None,
 ) -> Pool:
     """The pool of a step, best first; equal scores rank by lower tokens, lexicographically.
 
     tokens: Int64[N, length]; parents: Int64[N], rows of the previous pool, or -1; scores and
     verifier_scores: Float32[N, M], of the M pictures of each candidate, not-a-number where not
     scored, which takes the candidate out; rollouts: Int64[N, M, l], or None where a candidate's
-    picture is its own. limited: settings.max_children holds in this step.
+    picture is its own. limited: settings.max_children holds in this step. noise: Float64[N], added
+    to the scores where it is chosen which of the candidates are kept, and only there.
     """
     rows = _lexicographic(tokens)
     if settings.distinct:
@@ -33,15 +35,17 @@ def rank_pool(
     ranked = _joined(scores[rows], settings)
     order = ranked.argsort(descending=True, stable=True)
     rows, ranked = rows[order], ranked[order]
-    kept = _select(
-        parents[rows].tolist(), settings.beam, settings.max_children if limited else None
-    )
+    choice = torch.arange(len(rows))
+    if noise is not None:
+        choice = (ranked + noise[rows]).argsort(descending=True, stable=True)
+    most = settings.max_children if limited else None
+    kept = choice[_select(parents[rows][choice].tolist(), settings.beam, most)].sort().values
     return Pool(
         tokens[rows],
         ranked,
         _joined(verifier_scores[rows], settings),
         parents[rows],
-        torch.tensor(kept, dtype=torch.int64),
+        kept,
         None if rollouts is None else rollouts[rows],
         None if rollouts is None else scores[rows],
     )

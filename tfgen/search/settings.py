@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "complete": ("greedy", "sample"),
     "rollout": ("sample", "greedy"),
     "rollout_score": ("mean", "max"),
+    "shortlist_by": ("surrogate", "gradient"),
 }
 ONLY_FOR = {  # settings that say nothing in the other searches, which therefore refuse them
     "samples": ("best-of-n",),
@@ -28,11 +29,11 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "lookahead_steps": ("lookahead",),
     "max_children": ("beam", "lookahead"),
     "complete": ("beam", "lookahead"),
-    "shortlist": ("beam", "lookahead"),
-    "screen": ("beam", "lookahead"),
+    "shortlist": ("beam",),
+    "screen": ("beam",),
     "refine": ("beam", "lookahead"),
 }
-PLANNED = ("shortlist", "screen", "refine")  # settings that nothing implements yet
+PLANNED = ("screen",)  # settings that nothing implements yet
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,24 @@ class SearchSettings:
     typicality: bool = True
     """False: rank by verifier score + w * mean log p instead."""
 
-    shortlist: int | None = None
-    """Codes that the gradient of the verifier's score picks from the whole codebook for each beam
-    and step, to be decoded. From 1."""
+    shortlist: int = 0
+    """Of the candidates per beam, so many are chosen from the whole codebook by an estimate of
+    their scores, and the others drawn. From 0; an eighth of the candidates is drawn in any case."""
+
+    shortlist_by: Literal["surrogate", "gradient"] = "surrogate"
+    """The estimate: a Gaussian process fitted to the pictures of the step, or a first-order
+    expansion, each gradient of which is charged as 3 of the candidates."""
 
     screen: bool = False
     """Score candidates by a cheap decode first, and only the best of them by the full one."""
 
     refine: int = 0
-    """Sweeps over the tokens of the result, each re-drawn with the rest fixed. From 0."""
+    """After the search, sweeps over the tokens of its best prefixes, each chosen again with all
+    others held fixed. From 0."""
+
+    anneal: float = 0.0
+    """refine: the temperature that it starts at, in units of the score. From 0, which keeps the
+    best; above, worse prefixes may be kept for a while."""
 
     atlas: bool = True
     """Where all one-token prefixes are embedded already, the first step looks at all of them."""
@@ -134,13 +144,14 @@ class SearchSettings:
                 raise unknown(name, value, choices)
         for name in ("beam", "candidates", "rollouts"):
             whole_number(name, getattr(self, name), 1)
-        whole_number("refine", self.refine, 0)
+        for name in ("refine", "shortlist"):
+            whole_number(name, getattr(self, name), 0)
         optional = {"tokens": 1, "max_children": 1, "samples": 1, "lookahead_steps": 0}
-        optional |= {"shortlist": 1, "budget": 1, "batch_size": 1}
+        optional |= {"budget": 1, "batch_size": 1}
         for name, low in optional.items():
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), low)
-        for name in ("prior_strength", "prior_weight"):
+        for name in ("prior_strength", "prior_weight", "anneal"):
             finite_number(name, getattr(self, name), 0)
         if self.time_limit is not None and finite_number("time_limit", self.time_limit, 0) == 0:
             raise InputError("time_limit must be a number of seconds above 0, not 0.")
@@ -161,6 +172,8 @@ class SearchSettings:
             raise InputError(
                 "branch 'last' draws distinct last tokens: use it with distinct, or branch 'all'."
             )
+        if self.anneal and not self.refine:
+            raise InputError("anneal is the temperature of a refinement: give refine too.")
         for name in PLANNED:
             if getattr(self, name):
                 raise InputError(f"{name} is not there yet in this version of tfgen: leave it out.")

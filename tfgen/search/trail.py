@@ -100,7 +100,9 @@ class Trail:
             cache=cache,
             atlas=atlas if settings.atlas else None,
         )
-        self.plan = Plan(settings, self.beam, self.lengths, tokenizer.vocab_size)
+        self.plan = Plan(
+            settings, self.beam, self.lengths, tokenizer.vocab_size, tokenizer.num_tokens
+        )
         self.exhaustive = self._is_exhaustive()
         if self.exhaustive:
             self.plan.wants[0] = 0
@@ -271,6 +273,7 @@ class Trail:
         rollouts: Tensor | None = None,
         phase: str = "search",
         position: int | None = None,
+        temperature: float = 0.0,
     ) -> Tensor:
         """Score a pool of candidates and record it as a step: Int64[N, k] -> the new beam.
 
@@ -295,7 +298,7 @@ class Trail:
             if pool:
                 self._record(torch.cat(pool), parents, rollouts, phase, position, partial=True)
             raise
-        self._record(torch.cat(pool), parents, rollouts, phase, position)
+        self._record(torch.cat(pool), parents, rollouts, phase, position, temperature)
         return self.beam
 
     def _score(self, pictures: Tensor) -> int:
@@ -327,6 +330,7 @@ class Trail:
         rollouts: Tensor | None,
         phase: str,
         position: int | None,
+        temperature: float = 0.0,
         partial: bool = False,
     ) -> None:
         tokens = tokens.cpu()
@@ -350,6 +354,7 @@ class Trail:
             rollouts,
             self.settings,
             limited=bool(self.steps),
+            noise=self._noise(len(tokens), temperature),
         )
         step = Step(
             len(self.steps) + 1,
@@ -370,6 +375,13 @@ class Trail:
             self.recorder.step(step, self.evaluator, self.generator, self.notes)
         if self.callback:
             self.callback(step)
+
+    def _noise(self, count: int, temperature: float) -> Tensor | None:
+        """Gumbel noise, Float64[N]: the greatest noisy scores are draws without replacement."""
+        if temperature == 0:
+            return None
+        uniform = torch.rand(count, dtype=torch.float64, generator=self.generator)
+        return -temperature * uniform.log_().neg_().log_()
 
     def prior_term(self, tokens: Tensor) -> Tensor:
         """Float32[N] on the CPU: the prior's share of the scores of Int64[N, k]."""
