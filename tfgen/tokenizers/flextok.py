@@ -9,6 +9,7 @@ holds that code's results.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tfgen import hub
-from tfgen.errors import InputError, whole_number
+from tfgen.errors import InputError, TfgenError, whole_number
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.flextok_fsq import FlexTokFSQ
 from tfgen.tokenizers.flextok_loading import Networks, file_fingerprint, load_networks
@@ -104,14 +105,18 @@ class FlexTok(Tokenizer):
         """64 fill a GPU: 16,000 rows of the transformer in each pass."""
         return 8 if self.device.type == "cpu" else 64
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        if self.folder is None:
-            raise RuntimeError("this FlexTok was not loaded from a folder")
-        return file_fingerprint(self.folder, self.config)
-
     def fingerprint(self) -> str:
-        return self._fingerprint
+        """A short hex hash of the checkpoint and of how it is sampled, on any device."""
+        digest = hashlib.sha256(self._file_fingerprint.encode())
+        scales = [self.sampling.scale(t) for t in self.sampling.times()]
+        digest.update(repr((scales, self.sampling.apg)).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def _file_fingerprint(self) -> str:
+        if self.folder is None:
+            raise TfgenError("This FlexTok has no weights file whose fingerprint there could be.")
+        return file_fingerprint(self.folder, self.config)
 
     def for_seed(self, seed: int) -> FlexTok:
         """The same tokenizer with the noise of this seed."""
@@ -213,6 +218,13 @@ class FlexTok(Tokenizer):
     def pictures(self, latents: Tensor) -> Tensor:
         """Latents Float32[N, C, H, W] -> pictures Float32[N, 3, image_size, image_size]."""
         return ((self.vae.decode(latents) + 1) / 2).clamp(0, 1)
+
+    def prepare(self, steps: int | None = None) -> None:
+        """Compute what decodes from the tokenizer's own noise have in common; otherwise the first
+        of them does."""
+        self._modulation(replace(self.sampling, steps=steps or self.sampling.steps))
+        if self.share_first:
+            self._first_unconditional()
 
     def _sample(
         self, codes: Tensor, lengths: Tensor, noise: Tensor | None, sampling: Sampling
