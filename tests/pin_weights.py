@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tfgen.hub import WEIGHTS
 from tfgen.judge import Judge
@@ -34,23 +35,31 @@ def outputs() -> dict[str, Any]:
     """Fixed tokens decoded, rendered, scored, judged and encoded again."""
     tokenizer = SpritesTokenizer.load(WEIGHTS / "sprites")
     verifier = ClipVerifier.load(WEIGHTS / "sprites-clip")
-    judge = Judge.load(WEIGHTS / "sprites-judge")
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(tokenizer.vocab_size, (4, tokenizer.num_tokens), generator=generator)
     pictures = tokenizer.decode(tokens[:, :8])
     means = torch.nn.functional.adaptive_avg_pool2d(pictures, 4)
     rendered = torch.nn.functional.adaptive_avg_pool2d(tokenizer.render(tokens[:1]), 4)
-    with torch.inference_mode():
-        seen = judge.model(pictures)
     return {
         "tokens": tokens.tolist(),
         "decoded": means.flatten().tolist(),
         "rendered": rendered.flatten().tolist(),
         "scores": [verifier.score(pictures, verifier.prepare(p)).tolist() for p in PROMPTS],
-        "centres": torch.sigmoid(seen.centre).flatten().tolist(),
-        "backgrounds": seen.background.softmax(1).flatten().tolist(),
+        **judged(pictures),
         "encoded": tokenizer.encode(pictures).tolist(),
     }
+
+
+def judged(pictures: Tensor) -> dict[str, Any]:
+    """Where the judge sees objects, and its probabilities of backgrounds."""
+    with torch.inference_mode():
+        answers = Judge.load(WEIGHTS / "sprites-judge").model(pictures)
+    centres, backgrounds = torch.sigmoid(answers.centre), answers.background.softmax(1)
+    return {"centres": rounded(centres), "backgrounds": rounded(backgrounds)}
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [round(v, 5) for v in values.flatten().tolist()]
 
 
 if __name__ == "__main__":

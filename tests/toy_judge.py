@@ -24,6 +24,8 @@ CONFIG: dict[str, Any] = {
     "flat": 0.5,
     "ema": 0.9,
     "decoded_share": 0.25,
+    "other": 0.15,
+    "mixed": 0.06,
     "widths": [8, 8, 16, 16],
     "neck": 16,
     "log_every": 1,

@@ -116,7 +116,7 @@ class Judge:
             model = JudgeModel(JudgeConfig(**sizes | {"widths": tuple(sizes["widths"])}))
             thresholds = Thresholds(**config["thresholds"])
             backgrounds = config["backgrounds"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{str(folder / CONFIG_FILE)!r} describes no judge ({error}): give the folder that "
                 "tfgen.training.judge wrote."

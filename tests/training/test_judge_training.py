@@ -21,12 +21,14 @@ from tfgen.training.judge_scenes import (
     CANVAS,
     MAX_PLACED,
     MIXED,
+    OTHER_WEIGHTS,
     OTHERS,
     JudgeWorld,
     Pictures,
     Placed,
     extents,
     foreign_objects,
+    halves,
     laid_out,
     scattered,
     soften,
@@ -167,15 +169,23 @@ def test_a_stranger_is_none_of_the_worlds_sprites(world: JudgeWorld, kind: str) 
 
 
 def test_a_mixed_object_is_in_two_colours(world: JudgeWorld) -> None:
-    objects, colours = torch.full((20,), CAT), torch.full((20,), MIXED)
-    sprites = world._sprites(objects, colours, seeded())
-    assert (colours == MIXED).sum() > 5 and (colours < MIXED).any()
-    plain = world.bank[CAT].float() / 255
-    distance = (sprites[:, None] - plain).abs().mean((2, 3, 4)).amin(1)
-    assert (distance[colours == MIXED] > 0.02).all()
-    # Where the two look alike, it is one of plain colour, and is called that.
+    objects, colours = torch.full((80,), CAR), torch.full((80,), MIXED)
+    sprites = world._sprites(objects, colours, seeded(), OTHER_WEIGHTS)
     alike = colours < MIXED
+    assert alike.any() and alike.float().mean() < 0.3
+    plain = world.bank[CAR].float() / 255
+    distance = (sprites[:, None] - plain).abs().mean((2, 3, 4)).amin(1)
+    assert (distance[~alike] > 0.01).all()
+    # Where the two colours look alike, it is one of plain colour, and is called that.
     assert torch.equal(sprites[alike], plain[colours[alike]])
+
+
+def test_a_cut_leaves_about_a_half_of_both_sprites(world: JudgeWorld) -> None:
+    pair = world.bank[[FOX, CAT], 0].float() / 255
+    for seed in range(20):
+        mask = halves(pair, seeded(seed))
+        for side, sprite in ((1 - mask, pair[0]), (mask, pair[1])):
+            assert 0.3 < (side * sprite[3]).sum() / sprite[3].sum() < 0.7
 
 
 def test_what_the_worlds_words_could_name_is_not_foreign() -> None:
@@ -251,7 +261,7 @@ def test_a_share_of_the_pictures_is_decoded_unless_it_shows_something_else(
 ) -> None:
     monkeypatch.setattr(judge, "soften", lambda images, _: images)
     plain, near, far = (
-        judge.draw_pictures(world, 8, 0.25, Echo(gain), seeded()) for gain in (1.0, 0.97, 0.3)
+        judge.draw_pictures(world, CONFIG, Echo(gain), seeded()) for gain in (1.0, 0.97, 0.3)
     )
     assert torch.equal(plain.images[:6], near.images[:6])
     assert torch.allclose(near.images[6:], 0.97 * plain.images[6:])
@@ -280,7 +290,7 @@ def test_a_judge_that_resumes_is_the_one_that_never_stopped(
 def test_a_judge_learns_a_few_scenes(
     world: JudgeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = judge.draw_pictures(world, 8, 0.0, None, seeded())
+    few = judge.draw_pictures(world, CONFIG, None, seeded())
     monkeypatch.setattr(judge, "draw_pictures", lambda *_: few)
     monkeypatch.setattr(judge, "learning_rate", lambda *_, **__: 3e-3)
     judge.train(CONFIG, tmp_path, world, until=25)

@@ -109,22 +109,23 @@ def judge_loss(answers: Answers, pictures: Pictures, other: int) -> dict[str, Te
 
 def draw_pictures(
     world: JudgeWorld,
-    n: int,
-    decoded_share: float,
+    config: dict,
     tokenizer: Tokenizer | None,
     generator: torch.Generator,
 ) -> Pictures:
-    """A batch of training pictures; with a tokenizer, `decoded_share` of them are true scenes as it
-    decodes them at full length."""
-    decoded = round(n * decoded_share) if tokenizer else 0
-    parts = [world.paint(world.sample(n - decoded, generator), generator)]
+    """`batch` training pictures, with shares of objects that are `other` and `mixed`; with a
+    tokenizer, `decoded_share` of the pictures are true scenes as it decodes them at full length."""
+    decoded = round(config["batch"] * config["decoded_share"]) if tokenizer else 0
+    n = config["batch"] - decoded
+    placed = world.sample(n, generator, config["other"], config["mixed"])
+    parts = [world.paint(placed, generator)]
     if tokenizer and decoded:
         scenes = world.world.sample(decoded, generator)
         part = world.paint(world.true(scenes), generator)
         shown = tokenizer.decode(tokenizer.encode(part.images))
         faithful = psnr(shown, part.images) >= FAITHFUL
         part.images = torch.where(faithful[:, None, None, None], shown, part.images)
-        part.rows = part.rows + n - decoded
+        part.rows = part.rows + n
         parts.append(part)
     fields = Pictures.__dataclass_fields__
     joined = Pictures(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
@@ -186,9 +187,7 @@ def train(
     last = min(steps, until or steps)
     for step in range(start, last):
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
-        pictures = draw_pictures(
-            world, config["batch"], config["decoded_share"], tokenizer, generator
-        )
+        pictures = draw_pictures(world, config, tokenizer, generator)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, config["peak_lr"], flat=config["flat"])
         parts = judge_loss(model(pictures.images), pictures, world.other)
@@ -251,7 +250,9 @@ def export(
     names = [b.name for b in BACKGROUNDS]
     judge = Judge(model, ContrastWords(**words), names, Thresholds())
     generator = torch.Generator().manual_seed(HELD_OUT_SEED + 1)
-    thresholds = choose_thresholds(judge, draw_pictures(world, scenes, 0.5, tokenizer, generator))
+    mix = {"batch": scenes, "decoded_share": 0.5, "other": 0.2, "mixed": 0.1}
+    pictures = draw_pictures(world, mix, tokenizer, generator)
+    thresholds = choose_thresholds(judge, pictures)
     config = {"model": asdict(model.cfg), "thresholds": asdict(thresholds), "backgrounds": names}
     for file, content in ((CONFIG_FILE, config), (WORDS_FILE, words)):
         (folder / file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -143,12 +143,15 @@ class JudgeWorld:
             boxes,
         )
 
-    def paint(self, placed: Placed, generator: torch.Generator) -> Pictures:
-        """Paint scenes; the generator draws what *other* and *mixed* objects look like."""
+    def paint(
+        self, placed: Placed, generator: torch.Generator, others: Tensor = OTHER_WEIGHTS
+    ) -> Pictures:
+        """Paint scenes; the generator draws what *other* and *mixed* objects look like (`others`:
+        how often *other* is of each sort of OTHERS)."""
         size = self.image_size
         rows, slot = (placed.objects >= 0).nonzero(as_tuple=True)
         objects, colours = placed.objects[rows, slot], placed.colours[rows, slot].clone()
-        sprites = self._sprites(objects, colours, generator)
+        sprites = self._sprites(objects, colours, generator, others)
         layers = place(sprites, placed.boxes[rows, slot], size)  # [P, 4, S, S]
         backgrounds = self.world._backgrounds[size][placed.background, placed.variant].float() / 255
         images = compose(backgrounds, layers, rows, slot)
@@ -162,20 +165,22 @@ class JudgeWorld:
         boxes = extents(layers[:, 3])
         return Pictures(images, placed.background, rows, objects, colours, boxes, visible)
 
-    def _sprites(self, objects: Tensor, colours: Tensor, generator: torch.Generator) -> Tensor:
+    def _sprites(
+        self, objects: Tensor, colours: Tensor, generator: torch.Generator, others: Tensor
+    ) -> Tensor:
         """What is painted for each object, Float[P, 4, CANVAS, CANVAS]; a *mixed* object whose two
         colours look alike becomes one of plain colour (in place)."""
         sprites = self.bank[objects, colours % MIXED].float() / 255  # not yet the others, the mixed
         for p in ((objects < self.other) & (colours == MIXED)).nonzero()[:, 0].tolist():
             first, second = torch.randperm(len(COLOURS), generator=generator)[:2].tolist()
             pair = self.bank[objects[p], [first, second]].float() / 255
-            mask = halves(generator)
+            mask = halves(pair, generator)
             differs = ((pair[0] - pair[1]).abs().sum(0) * pair[0, 3]).sum() / pair[0, 3].sum()
             clear = differs > 0.45
             sprites[p] = torch.lerp(pair[0], pair[1], mask) if clear else pair[0]
             colours[p] = MIXED if clear else first
         strange = (objects == self.other).nonzero()[:, 0].tolist()
-        kinds = torch.multinomial(OTHER_WEIGHTS, len(strange) + 1, True, generator=generator)
+        kinds = torch.multinomial(others, len(strange) + 1, True, generator=generator)
         for p, kind in zip(strange, kinds.tolist(), strict=False):
             sprites[p] = self.stranger(OTHERS[kind], generator)
         return sprites
@@ -199,8 +204,9 @@ class JudgeWorld:
             second = (first + pick(1, known)) % known
             again = colour if uniform(0, 1) < 0.7 else pick(0, len(COLOURS))
             stranger = self.bank[second, again].float() / 255
-            mask = halves(generator) if kind == "chimera" else uniform(0.38, 0.62)
-            return sprite + (stranger - sprite) * mask
+            pair = torch.stack([sprite, stranger])
+            mask = halves(pair, generator) if kind == "chimera" else uniform(0.38, 0.62)
+            return torch.lerp(sprite, stranger, mask)
         if kind == "blurred":
             return blur(sprite[None], uniform(5.0, 8.0))[0]
         if kind == "silhouette":
@@ -265,13 +271,21 @@ def extents(alpha: Tensor) -> Tensor:
     return torch.stack([left, top, right, bottom], 1)
 
 
-def halves(generator: torch.Generator) -> Tensor:
-    """A mask Float[CANVAS, CANVAS] of about one half: what lies beyond a line near the centre."""
-    angle, shift = torch.rand(2, generator=generator).tolist()
-    direction = torch.tensor(angle * 2 * torch.pi)
+def halves(pair: Tensor, generator: torch.Generator) -> Tensor:
+    """A mask Float[CANVAS, CANVAS] that is 0 on one side of a line and 1 on the other: the first of
+    ten that leave about a half of each of two sprites Float[2, 4, CANVAS, CANVAS], or else the
+    fairest."""
+    angle, shift = torch.rand(2, 10, 1, 1, generator=generator)
     axis = (torch.arange(CANVAS) + 0.5) / CANVAS - 0.5
-    along = axis[None] * direction.cos() + axis[:, None] * direction.sin()
-    return ((along - 0.12 * (2 * shift - 1)) * CANVAS / 2 + 0.5).clamp(0, 1)
+    turn = 2 * torch.pi * angle
+    along = axis[None] * turn.cos() + axis[:, None] * turn.sin() - 0.24 * (shift - 0.5)
+    masks = (along * CANVAS / 2 + 0.5).clamp(0, 1)  # [10, CANVAS, CANVAS]
+    left = torch.stack([1 - masks, masks], 1) * pair[:, 3]
+    shares = left.sum((2, 3)) / pair[:, 3].sum((1, 2)).clamp(min=1e-3)  # [10, 2]
+    fair = (shares - 0.5).abs().amax(1) < 0.15
+    return masks[
+        int(fair.float().argmax() if fair.any() else (shares - 0.5).abs().amax(1).argmin())
+    ]
 
 
 def blob(generator: torch.Generator) -> tuple[Tensor, Tensor]:
