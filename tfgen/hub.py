@@ -227,8 +227,8 @@ def load_tokenizer(name: str, device: torch.device) -> Tokenizer:
 
 def load_prior(name: str, model: str, tokenizer: Tokenizer) -> Prior:
     """A prior for this model and its tokenizer: by name; KIND:SOURCE for one with files of its own,
-    such as flexar:~/my-flexar (a folder or a repository on the hub) or retrieval:bank.safetensors;
-    or several of these joined by +, such as frequency+retrieval."""
+    such as flexar:~/my-flexar (a folder or a repository on the hub), retrieval:bank.safetensors or
+    frequency:prior.safetensors; or several of these joined by +, such as frequency+retrieval."""
     from tfgen.priors import PRIORS, CombinedPrior
 
     if "+" in name:
@@ -237,9 +237,9 @@ def load_prior(name: str, model: str, tokenizer: Tokenizer) -> Prior:
     published = MODELS.get(name)
     if published is not None and published.role == "prior":
         kind, source = "flexar", published.hub_id or str(WEIGHTS / name)
-    if kind not in PRIORS or (source and kind not in ("flexar", "retrieval")):
+    if kind not in PRIORS or (source and kind not in ("flexar", "retrieval", "frequency")):
         own = [known for known, known_model in MODELS.items() if known_model.role == "prior"]
-        forms = ["flexar:FOLDER_OR_HUB_ID", "retrieval:BANK_FILE"]
+        forms = ["flexar:FOLDER_OR_HUB_ID", "retrieval:BANK_FILE", "frequency:FILE"]
         raise unknown("prior", name, [*PRIORS, *own, *forms])
     if kind == "retrieval":
         bank = Path(source).expanduser() if source else None

@@ -74,7 +74,8 @@ class FrequencyPrior(Prior):
                 "The frequency prior needs the model's folder, which holds its counts in "
                 f"{FILE_NAME}: use the uniform prior instead."
             )
-        return cls.load(folder / FILE_NAME)
+        source = folder.expanduser()  # of the model, or the prior's own file
+        return cls.load(source / FILE_NAME if source.is_dir() else source)
 
     @classmethod
     def fit(
@@ -114,7 +115,8 @@ class FrequencyPrior(Prior):
             for t in range(1, num_tokens)
         ]
         candidates = _KAPPAS if kappa is None else (kappa,)
-        priors = [cls(unigram, bigram, value, alpha) for value in candidates]
+        # One after the other: with a codebook of 64,000 each holds some 250 MB.
+        priors = (cls(unigram, bigram, value, alpha) for value in candidates)
         prior = max(priors, key=lambda prior: float(prior.sequence_log_prob(held_out).mean()))
 
         lengths = np.arange(1, num_tokens + 1)
@@ -192,7 +194,10 @@ class FrequencyPrior(Prior):
                 tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls._from_tables(tables, metadata)
         except FileNotFoundError:
-            raise InputError(f"There is no frequency prior {os.fspath(path)!r}.") from None
+            raise InputError(
+                f"There is no frequency prior {os.fspath(path)!r}: count one over pictures with "
+                "tfgen prior fit, or use --prior uniform."
+            ) from None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{os.fspath(path)!r} is not a usable frequency prior ({error}): "
