@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tfgen.pipeline import Replay
+    from tfgen.replaying import Replay
 
 
 def replay(
@@ -38,7 +38,7 @@ def replay(
     Only the tokenizer is loaded.
     """
     from tfgen.image_io import check_writable
-    from tfgen.pipeline import replay as make_again
+    from tfgen.replaying import replay as make_again
 
     if output is not None:
         check_writable(output)

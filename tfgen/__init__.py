@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tfgen.errors import InputError, TfgenError
 
 if TYPE_CHECKING:
-    from tfgen.pipeline import Pipeline, Replay, Result, generate, replay
+    from tfgen.pipeline import Pipeline, Result, generate
+    from tfgen.replaying import Replay, replay
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,7 +32,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("tfgen.pipeline"), name)
+        module = "tfgen.replaying" if name in ("Replay", "replay") else "tfgen.pipeline"
+        return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
