@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,17 @@ class FusedDecoder:
         return decoder.head(h[:, :p].float())
 
 
+_FUSED: WeakKeyDictionary[Decoder, dict[torch.dtype, FusedDecoder]] = WeakKeyDictionary()
+
+
+def _fused_once(decoder: Decoder, residual: torch.dtype) -> FusedDecoder:
+    """The fused form of a decoder, whose weights are packed once and not for each search."""
+    known = _FUSED.setdefault(decoder, {})
+    if residual not in known:
+        known[residual] = FusedDecoder(decoder, residual)
+    return known[residual]
+
+
 class FusedFlexTok(FlexTok):
     """A FlexTok that decodes through the kernels; all else, and what it takes and gives, is the
     same. On a device without them it takes their references."""
@@ -112,7 +124,7 @@ class FusedFlexTok(FlexTok):
     ) -> None:
         """residual: see `FusedDecoder`."""
         super().__init__(networks, folder=folder)
-        self.fused = FusedDecoder(self.decoder, residual)
+        self.fused = _fused_once(self.decoder, residual)
 
     @classmethod
     def of(cls, tokenizer: FlexTok, residual: torch.dtype = torch.float32) -> FusedFlexTok:

@@ -7,6 +7,8 @@ these are the fast forms.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -257,6 +259,7 @@ def assemble_registers_triton(
     return rows, key_bias
 
 
+@cache  # so that no decode waits for a copy to the device
 def _digits(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Int64[d] levels and strides."""
     base = torch.tensor(levels, device=device)

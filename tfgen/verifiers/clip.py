@@ -266,7 +266,11 @@ class ClipVerifier(Verifier):
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
     def embed(self, images: Tensor) -> Tensor:
-        shown = self._input(images).contiguous(memory_format=torch.channels_last)
+        return self.embed_input(self._input(images))
+
+    def embed_input(self, shown: Tensor) -> Tensor:
+        """`embed`, of pictures that are resized and normalised as `preprocess` says."""
+        shown = shown.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             features = self.model.encode_image(shown)
         return F.normalize(features.float(), dim=-1)
