@@ -13,19 +13,22 @@ import typer
 import tfgen
 from tfgen.errors import TfgenError
 
+from .atlas import atlas
+from .bank import bank
 from .bench import PASS_ON, bench
 from .generate import INTERRUPTED, generate
 from .judge import judge
 from .models import models
+from .prior import prior
 from .replay import replay
 
 COMMANDS = {
     "generate": generate,
     "replay": replay,
-    "models": models,
     "judge": judge,
     "bench": bench,
 }
+GROUPS = {"models": models, "atlas": atlas, "bank": bank, "prior": prior}
 ROOT_OPTIONS = {"-h", "--help", "--version"}
 
 ABOUT = """Text to image by searching over the tokens of an ordered tokenizer.
@@ -64,6 +67,10 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 for name, command in COMMANDS.items():
     app.command(name, **(PASS_ON if command is bench else {}))(interruptible(command))
+for name, group in GROUPS.items():
+    for registered in group.registered_commands:
+        registered.callback = interruptible(registered.callback)
+    app.add_typer(group, name=name)
 
 
 def show_version(wanted: bool) -> None:
@@ -109,7 +116,7 @@ def with_command(arguments: list[str]) -> list[str]:
     """`tfgen PROMPT ...` and `tfgen --option ... PROMPT` are `tfgen generate ...`."""
     if not arguments:
         return ["--help"]
-    if arguments[0] in COMMANDS or arguments[0] in ROOT_OPTIONS:
+    if arguments[0] in {*COMMANDS, *GROUPS, *ROOT_OPTIONS}:
         return arguments
     return ["generate", *arguments]
 

@@ -23,13 +23,15 @@ BY = {"budget": "--budget", "time": "--time-limit"}  # what stopped a search, as
 @contextmanager
 def prompt_warnings(quiet: bool) -> Iterator[list[str]]:
     """Say on stderr, unless quiet, what the verifier warns of; yields the sentences."""
+    from tfgen.cache import CacheWarning
     from tfgen.pipeline import PromptWarning
 
+    ours = (PromptWarning, CacheWarning)
     sentences: list[str] = []
     show_others = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any) -> None:
-        if not issubclass(category, PromptWarning):
+        if not issubclass(category, ours):
             show_others(message, category, *where)
             return
         sentences.append(str(message))
@@ -41,7 +43,8 @@ def prompt_warnings(quiet: bool) -> Iterator[list[str]]:
         if quiet:
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
-        warnings.simplefilter("always", PromptWarning)
+        for category in ours:
+            warnings.simplefilter("always", category)
         warnings.showwarning = show
         try:
             yield sentences

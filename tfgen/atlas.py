@@ -37,9 +37,11 @@ class Atlas:
     an atlas for each seed.
     """
 
-    def __init__(self, embeddings: Tensor, header: dict[str, Any]) -> None:
-        """embeddings: Float16[vocab_size, d]; header: what `build` wrote beside them."""
-        self.embeddings, self.header = embeddings, header
+    def __init__(
+        self, embeddings: Tensor, header: dict[str, Any], path: Path | None = None
+    ) -> None:
+        """embeddings: Float16[vocab_size, d]; header: what `build` wrote beside them, to `path`."""
+        self.embeddings, self.header, self.path = embeddings, header, path
         self.vocab_size = len(embeddings)
 
     @classmethod
@@ -72,7 +74,7 @@ class Atlas:
         embeddings = tensors.get("embeddings")
         if embeddings is None or embeddings.ndim != 2 or len(embeddings) != vocab_size:
             raise InputError(f"{str(path)!r} is not a usable {_KIND}: build it again.")
-        return cls(embeddings, header)
+        return cls(embeddings, header, path)
 
     @classmethod
     def build(

@@ -54,6 +54,11 @@ class Bank:
         """Of the verifier's embeddings."""
         return len(self._mean)
 
+    @property
+    def components(self) -> int:
+        """What is stored of each embedding."""
+        return len(self._basis)
+
     def tokens(self, rows: Tensor) -> Tensor:
         """Int64[n] -> Int64[n, num_tokens]."""
         return self._tokens[rows].long()
