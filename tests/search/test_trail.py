@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.toy_search import pools, run
-from tests.toys import ToyPrior, ToyTokenizer, rugged
+from tests.toys import ToyPrior, ToyTokenizer, ToyVerifier, rugged
 from tfgen.errors import TfgenError
 from tfgen.search import SearchSettings
 
@@ -118,6 +118,31 @@ def test_a_search_is_planned_so_that_all_steps_happen_within_the_time(
     assert [step.length for step in result.steps] == [1, 2, 3, 4]
     assert result.stopped == "done" and seconds <= time_limit
     assert result.seconds == seconds == result.accounts.decode_seconds
+
+
+def test_what_an_atlas_knows_takes_no_time_and_all_of_it_is_looked_at(monkeypatch):
+    class Everything:
+        """Knows all one-token prefixes of the toy whose embeddings are its tokens."""
+
+        def get(self, tokens):
+            known = torch.full((len(tokens),), tokens.shape[1] == 1)
+            return known, tokens.float()
+
+    class Embedding(ToyVerifier):
+        def embed(self, images):
+            return self.tokenizer.encode(images).float()
+
+        def score_embeddings(self, embeddings, target):
+            rows = [tuple(t for t in row if t >= 0) for row in embeddings.long().tolist()]
+            return torch.tensor([rugged(row) for row in rows])
+
+    verifier = Embedding(ToyTokenizer(100, 4), rugged)
+    options = {"verifier": verifier, "atlas": Everything()}
+    result, seconds = on_the_clock(monkeypatch, 10, **options)
+    assert [len(step.pool.tokens) for step in result.steps][0] == 100
+    assert result.accounts.cached == 100 and result.steps[0].decodes == 0
+    assert [step.length for step in result.steps] == [1, 2, 3, 4]
+    assert result.stopped == "done" and seconds <= 10
 
 
 @pytest.mark.parametrize(("time_limit", "seconds"), [(0.5, 1), (1, 1), (2.9, 2), (3, 3)])

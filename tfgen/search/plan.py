@@ -1,12 +1,19 @@
-"""How many candidates each step may have, so that all steps happen within budget and time."""
+"""Which steps a search makes, and how many candidates each may have, so that all of them happen
+within budget and time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from tfgen.errors import InputError, whole_number
+from tfgen.priors.base import Prior
+from tfgen.priors.uniform import UniformPrior
+from tfgen.search.schedule import prefix_lengths
 from tfgen.search.settings import SearchSettings
+from tfgen.tokenizers.base import Tokenizer
 
 ROUND = 512
 """Sequences that best-of-n draws at a time."""
@@ -95,3 +102,45 @@ class Plan:
         if not settings.distinct:
             return count
         return min(count, vocab_size ** (1 if settings.branch == "last" else new_tokens))
+
+
+def start_prefixes(settings: SearchSettings, tokenizer: Tokenizer) -> Tensor:
+    """Int64[B, k], k from 0: what the first step of a search extends. Raises InputError where the
+    tokens of settings.start are none of the tokenizer's."""
+    rows = torch.tensor(settings.start_prefixes, dtype=torch.int64)
+    if rows.shape[1]:
+        tokenizer.check(rows)
+    return rows.to(tokenizer.device)
+
+
+def step_lengths(
+    settings: SearchSettings, tokenizer: Tokenizer, prior: Prior, start: int
+) -> list[int]:
+    """The lengths of the schedule that are longer than a start of that many tokens.
+
+    Raises InputError where there are none, or the prior is not one for such a search.
+    """
+    limit = tokenizer.num_tokens
+    if settings.tokens is not None:
+        limit = whole_number("tokens", settings.tokens, 1, limit)
+    scheduled = prefix_lengths(settings.schedule, limit)
+    lengths = [length for length in scheduled if length > start]
+    if not lengths:
+        raise InputError(
+            f"start has {start} tokens and the schedule ends at {scheduled[-1]}, "
+            "so there is nothing to search for: give fewer tokens, or a longer schedule."
+        )
+    most = tokenizer.num_tokens if settings.complete else lengths[-1]
+    if prior.vocab_size != tokenizer.vocab_size or prior.num_tokens < most:
+        raise InputError(
+            f"The prior {prior.name} is for {prior.num_tokens} tokens of a codebook of "
+            f"{prior.vocab_size}, but the search needs {most} of {tokenizer.vocab_size}: "
+            "use the prior that belongs to the model, or uniform."
+        )
+    greedy = "greedy" in (settings.complete, settings.rollout)
+    if greedy and (settings.prior_strength == 0 or isinstance(prior, UniformPrior)):
+        raise InputError(
+            "A greedy completion takes the most probable tokens, but at prior strength 0, or with "
+            "the uniform prior, all are alike: use 'sample', or another prior."
+        )
+    return lengths

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfgen.errors import InputError, TfgenError, whole_number
+from tfgen.errors import TfgenError, whole_number
 from tfgen.priors.base import Prior
-from tfgen.priors.uniform import UniformPrior
 from tfgen.search.accounts import Accounts, peak_memory
 from tfgen.search.evaluator import (
     BudgetExhausted,
@@ -27,11 +26,10 @@ from tfgen.search.evaluator import (
     TimeExhausted,
 )
 from tfgen.search.journal import decode_state
-from tfgen.search.plan import Plan
+from tfgen.search.plan import Plan, start_prefixes, step_lengths
 from tfgen.search.ranking import best_picture, rank_pool
 from tfgen.search.recorder import Recorder
 from tfgen.search.records import SearchResult, Step, Stopped
-from tfgen.search.schedule import prefix_lengths
 from tfgen.search.settings import SearchSettings
 from tfgen.search.trace import FORMAT, read_step
 from tfgen.tokenizers.base import Tokenizer
@@ -82,9 +80,9 @@ class Trail:
         self.settings, self.callback = settings, callback
         self.seed = whole_number("seed", seed, 0, 2**63 - 1)
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.start = self._start()  # Int64[B, k], k from 0: what the first step extends
-        self.beam = self.start  # Int64[B, k], what the next one does
-        self.lengths = self._lengths()  # of the prefixes after each step of the search
+        self.start = start_prefixes(settings, tokenizer)  # Int64[B, k], k from 0
+        self.beam = self.start  # Int64[B, k], what the next step extends
+        self.lengths = step_lengths(settings, tokenizer, prior, self.start.shape[1])
         if tokenizer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(tokenizer.device)
         limit = settings.time_limit
@@ -113,39 +111,6 @@ class Trail:
         self.stopped: Stopped = "done"
         self.recorder: Recorder | None = None
         self._kept = [-1] * len(self.beam)  # the beam's rows in the latest pool
-
-    def _start(self) -> Tensor:
-        rows = torch.tensor(self.settings.start_prefixes, dtype=torch.int64)  # [B, k], k from 0
-        if rows.shape[1]:
-            self.tokenizer.check(rows)
-        return rows.to(self.tokenizer.device)
-
-    def _lengths(self) -> list[int]:
-        """The schedule's lengths that are longer than the start."""
-        limit, settings, prior = self.tokenizer.num_tokens, self.settings, self.prior
-        if settings.tokens is not None:
-            limit = whole_number("tokens", settings.tokens, 1, limit)
-        scheduled = prefix_lengths(settings.schedule, limit)
-        lengths = [length for length in scheduled if length > self.beam.shape[1]]
-        if not lengths:
-            raise InputError(
-                f"start has {self.beam.shape[1]} tokens and the schedule ends at {scheduled[-1]}, "
-                "so there is nothing to search for: give fewer tokens, or a longer schedule."
-            )
-        most = self.tokenizer.num_tokens if settings.complete else lengths[-1]
-        if prior.vocab_size != self.tokenizer.vocab_size or prior.num_tokens < most:
-            raise InputError(
-                f"The prior {prior.name} is for {prior.num_tokens} tokens of a codebook of "
-                f"{prior.vocab_size}, but the search needs {most} of "
-                f"{self.tokenizer.vocab_size}: use the prior that belongs to the model, or uniform."
-            )
-        greedy = "greedy" in (settings.complete, settings.rollout)
-        if greedy and (settings.prior_strength == 0 or isinstance(prior, UniformPrior)):
-            raise InputError(
-                "A greedy completion takes the most probable tokens, but at prior strength 0, or "
-                "with the uniform prior, all are alike: use 'sample', or another prior."
-            )
-        return lengths
 
     def _is_exhaustive(self) -> bool:
         """Whether the atlas knows every candidate that the first step could draw."""
@@ -284,7 +249,8 @@ class Trail:
         for. parents: Int64[N], rows of the beam until now that the candidates descend from, -1 for
         none; by default the one that is their prefix or, with a `position`, that differs from them
         there only. rollouts: Int64[N, M, l], continuations whose pictures are scored in place of
-        the candidates' own. phase: which part of the search this is, for the records.
+        the candidates' own. phase: which part of the search this is, for the records. temperature:
+        above 0 the beam is drawn in proportion to exp(score / temperature), in place of the best.
         """
         self.evaluator.step = len(self.steps) + 1
         pool: list[Tensor] = []
@@ -310,8 +276,9 @@ class Trail:
         if self.settings.time_limit is not None and self.evaluator.left_in_time == math.inf:
             few, before = math.ceil(2 * self.evaluator.batch_size / each), self.evaluator.decodes
             self.evaluator.score(flat[: few * each])
-            left = self.evaluator.decodes - before + self.left()
-            fits = min(fits, max(few, self.plan.share(len(self.steps), left) // each))
+            if self.evaluator.left_in_time < math.inf:  # there was something to measure
+                left = self.evaluator.decodes - before + self.left()
+                fits = min(fits, max(few, self.plan.share(len(self.steps), left) // each))
         self.evaluator.score(flat[: fits * each])
         return fits
 
