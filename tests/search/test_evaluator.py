@@ -179,6 +179,19 @@ def test_a_picture_is_embedded_once_and_scored_by_its_embedding(monkeypatch):
     assert sum(map(len, evaluator.tokenizer.batches)) == 64  # four passes of 16
 
 
+def test_nothing_is_kept_for_gradients(monkeypatch):
+    evaluator = with_embeddings()
+    seen, embed = [], evaluator.verifier.embed
+
+    def watch(images):
+        seen.append(torch.is_grad_enabled() or images.requires_grad)
+        return embed(images)
+
+    monkeypatch.setattr(evaluator.verifier, "embed", watch)
+    evaluator.score(SIXTY)
+    assert seen == [False] * 4
+
+
 def test_a_verifier_that_turns_out_to_have_no_embeddings_is_asked_for_scores():
     class Wrapped(ToyVerifier):
         def embed(self, images):

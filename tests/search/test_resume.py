@@ -18,6 +18,7 @@ WAYS = {
     "lookahead": {"search": "lookahead", "beam": 3, "candidates": 5, "rollouts": 2},
     "best-of-n": {"search": "best-of-n", "samples": 700},
     "a budget": {"beam": 4, "candidates": 8, "budget": 77},
+    "refinement": {"beam": 3, "candidates": 6, "tokens": 2, "refine": 2, "anneal": 0.1},
 }
 
 
