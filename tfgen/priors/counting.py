@@ -61,7 +61,8 @@ def count_pictures(
         min_count=min_count,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    prior.save(path, {"tokenizer": tokenizer.fingerprint(), "pictures": count} | dict(source))
+    told = {"tokenizer": tokenizer.fingerprint(), "pictures": count, "source": dict(source)}
+    prior.save(path, told)
     saved.remove()
     return prior
 
