@@ -1,6 +1,8 @@
 """The settings by which SoTo searches, against its beam search written down as it is."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +60,11 @@ def test_the_published_setting_costs_what_it_costs():
     first, others = settings.candidates, settings.beam * settings.candidates
     assert len(lengths) == 32
     assert first + others * (len(lengths) - 1) + 1 == 99_841
+
+
+def test_the_document_names_tests_that_there_are():
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "soto.md").read_text()))
+    code = "".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
+    assert len(named) > 12
+    assert {name for name in named if f"def {name}(" not in code} == set()
