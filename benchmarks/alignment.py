@@ -67,11 +67,13 @@ def label(args: Namespace) -> str:
     """What tells a configuration from the default: the options that were given."""
     options = given(args) | {
         name: getattr(args, name)
-        for name in ("prior", "verifier")
+        for name in ("prior", "guidance")
         if getattr(args, name) is not None
     }
     if args.model != Setup.model:
-        options["model"] = args.model
+        options["model"] = Path(args.model).name
+    if args.verifier is not None:
+        options["verifier"] = Path(args.verifier).name
     if args.score != Setup.score:
         options["score"] = args.score
     return " ".join(f"{name}={value}" for name, value in options.items()) or "default"
@@ -93,13 +95,13 @@ def report(rows: list[Row]) -> Report:
     columns = ["configuration", "prompts", "overall", *tags]
     columns += ["verifier score", "decodes", "seconds", "pictures"]
     judged = {key: found for key, found in summaries.items() if found is not None}
-    notes = [
-        "Shares of right pictures, by the judge, with 95 % intervals (Wilson's, a prompt's seeds "
-        "counted as alike as they are); overall is the mean of GenEval's six tasks. Decodes and "
-        "seconds are means of a picture.",
-    ]
+    notes = ["Decodes and seconds are means of a picture."]
     if judged:
-        notes += judge_notes()
+        notes += [
+            "Shares of right pictures, by the judge, with 95 % intervals (Wilson's, a prompt's "
+            "seeds counted as alike as they are); overall is the mean of GenEval's six tasks.",
+            *judge_notes(),
+        ]
     return Report(columns, table, notes, partial(draw, judged, tags) if judged else None)
 
 

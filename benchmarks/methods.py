@@ -48,7 +48,8 @@ def plain(usual: Usual) -> Settings:
 
 
 def best_of(budget: int, usual: Usual) -> Settings:
-    """Independent draws: with replacement, so that the first n are the same for every budget."""
+    """Independent draws, with replacement: those of a smaller budget, from plan.ROUND up, are the
+    first of a larger one, and all are the same for every prompt."""
     return plain(usual) | {"search": "best-of-n", "samples": budget, "distinct": False}
 
 
@@ -88,6 +89,18 @@ def with_atlas(budget: int, usual: Usual) -> Settings:
     return plain(usual) | shape(budget, usual, usual.tokens - 1) | {"atlas": True}
 
 
+def with_shortlist(search: Settings) -> Settings:
+    """All candidates chosen but the few that are drawn in any case."""
+    return search | {"shortlist": search["candidates"]}
+
+
+def together(budget: int, usual: Usual) -> Settings:
+    """All ideas; the search plans its steps so that the refinement is within the budget, too."""
+    search = with_shortlist(with_atlas(budget, usual)) | REFINE
+    return search | strength(usual) | weight(usual)
+
+
+REFINE = {"refine": 1}
 LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
 
 METHODS: dict[str, Method] = {
@@ -106,5 +119,8 @@ METHODS: dict[str, Method] = {
     ),
     "beam + retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | strength(u)),
     "beam + atlas": Method(UNIFORM, with_atlas),
+    "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
+    "beam + refinement": Method(UNIFORM, lambda n, u: beam(n, u) | REFINE),
+    "together": Method(f"{FREQUENCY}+{RETRIEVAL}", together),
     "default": Method(None, shape, defaults=True),
 }

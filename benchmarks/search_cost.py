@@ -12,6 +12,7 @@ have all rows in the file, so that methods and budgets can be added one by one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -50,38 +51,47 @@ def main() -> None:
     trials = Trials(setup)
     prompts = take(load(SPLIT), args.prompts)
     trials.check(prompts)
-    tasks = plan(trials, args.methods or list(METHODS), budgets, prompts, args.seeds)
+    tasks = plan(trials, args.methods, budgets, prompts, args.seeds)
     make = partial(Trials, setup)
     harness.run("search_cost", QUESTION, args, tasks, make, report, trials.stale)
 
 
 def plan(
     trials: Trials,
-    methods: Sequence[str],
+    methods: Sequence[str] | None,
     budgets: Sequence[int],
     prompts: Sequence[dict[str, Any]],
     seeds: int,
 ) -> list[Task]:
     """The tasks: small budgets first, prompt by prompt, so that a run that is stopped has all
-    methods with as many prompts each."""
-    pipeline = trials.pipeline
-    own = pipeline.settings()
-    length = own.tokens or pipeline.tokenizer.num_tokens
-    usual = Usual(length, own.prior_strength, own.prior_weight)
-    if budgets[0] < 4 * length:
+    methods with as many prompts each.
+
+    methods: None is all that these models have; one that needs what they lack is told, and left
+    out. Raises InputError where such a one is asked for.
+    """
+    own = trials.pipeline.settings()
+    usual = Usual(
+        own.tokens or trials.pipeline.tokenizer.num_tokens, own.prior_strength, own.prior_weight
+    )
+    if budgets[0] < 4 * usual.tokens:
         raise InputError(
-            f"--budgets must be {4 * length} or more, with {length} tokens, not {budgets[0]}."
+            f"--budgets must be {4 * usual.tokens} or more, with {usual.tokens} tokens, not "
+            f"{budgets[0]}."
         )
     tasks: list[Task] = []
-    for budget in budgets:
-        for name in methods:
-            method = METHODS[name]
-            if method.only and budget != budgets[0]:
-                continue
-            most = method.only or budget
-            search = method.settings(most, usual) | {"budget": most}
-            settings = trials.settings(method.prior, defaults=method.defaults, **search)
-            tasks += trials.tasks(name, settings, SPLIT, prompts, seeds, budget=most)
+    for name in methods or METHODS:
+        method = METHODS[name]
+        try:
+            for budget in [method.only] if method.only else budgets:
+                search = method.settings(budget, usual) | {"budget": budget}
+                settings = trials.settings(method.prior, defaults=method.defaults, **search)
+                if search.get("atlas") and not trials.has_atlas:
+                    raise InputError("These models have no atlas: tfgen atlas build makes one.")
+                tasks += trials.tasks(name, settings, SPLIT, prompts, seeds, budget=budget)
+        except InputError as error:
+            if methods:
+                raise
+            print(f"Warning: {name} is left out. {error}", file=sys.stderr)
     budget_of = {task.key: task.more["budget"] for task in tasks}
     order = {metadata["prompt"]: i for i, metadata in enumerate(prompts)}
     return sorted(tasks, key=lambda task: (budget_of[task.key], task.seed, order[task.prompt]))

@@ -8,6 +8,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from scipy import stats
 from torch import Tensor
 
 from tfgen import hub
-from tfgen.cache import EmbeddingCache
+from tfgen.atlas import Atlas
+from tfgen.cache import EmbeddingCache, rounding
 from tfgen.errors import InputError
 from tfgen.judge import Judge
 from tfgen.pipeline import SCORES, Pipeline, PromptWarning, find_device, render
 from tfgen.search import EmbeddingSource, SearchSettings
 from tfgen.spriteeval import Metadata
 from tfgen.spriteeval.scoring import Share, judge_picture, share
-from tfgen.tables import models_of
 
 from .harness import Row, Task
 from .workers import cores
@@ -113,6 +114,7 @@ class Trials:
         own = SearchSettings()
         settings = pipeline if defaults else replace(pipeline, defaults={})
         resolved = asdict(settings.settings(**search))
+        resolved["atlas"] &= self.has_atlas
         return {
             "search": {
                 name: value
@@ -120,11 +122,7 @@ class Trials:
                 if value != getattr(own, name) and name not in NOT_IN_KEY
             },
             "prior": pipeline.prior.name if prior is None else prior,
-            "models": {
-                "tokenizer": pipeline.tokenizer.fingerprint(),
-                "verifier": pipeline.verifier.fingerprint(),
-                "score": self.setup.score,
-            },
+            "models": {**pipeline.fingerprints, "score": self.setup.score},
             **({} if self.setup.guidance is None else {"guidance": self.setup.guidance}),
         }
 
@@ -174,15 +172,26 @@ class Trials:
         """What prompts share of a search."""
         if self.setup.cache is None:
             return None
-        tokenizer, verifier = self.pipeline.tokenizer, self.pipeline.verifier
-        models = models_of(tokenizer, verifier, seed)
-        models |= {"device": str(tokenizer.device), "rows": tokenizer.decode_rows}
-        models |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        models = self._models(seed)
         key = str(models["seed"])
         if key not in self._caches:
+            engine = self.pipeline.engine(self.pipeline.tokenizer, self.pipeline.verifier)
+            models |= rounding(engine, self.pipeline.tokenizer.device)
             self._caches[key] = EmbeddingCache(self.setup.cache, models)
         cache = self._caches[key]
         return cache if search.get("search") == "best-of-n" else FirstTokens(cache)
+
+    def _models(self, seed: int) -> dict[str, Any]:
+        """What embeddings depend on: the models and, where the decoder is noisy, the seed."""
+        noisy = self.pipeline.tokenizer.for_seed(seed) is not self.pipeline.tokenizer
+        return {**self.pipeline.fingerprints, "seed": seed if noisy else None}
+
+    @cached_property
+    def has_atlas(self) -> bool:
+        """Whether the models have an atlas, which a search then uses unless it is told not to."""
+        pipeline = self.pipeline
+        found = Atlas.find(pipeline.folder, self._models(0), pipeline.tokenizer.vocab_size)
+        return found is not None
 
     def judged(self, tokens: Sequence[int], metadata: Metadata, seed: int) -> dict[str, Any]:
         """What the judge says of the final picture, as a user would see it."""
@@ -224,6 +233,7 @@ class Trials:
         """The pipeline with another prior; None: the model's own."""
         if name not in self._pipelines:
             prior = hub.load_prior(str(name), self.setup.model, self.pipeline.tokenizer)
+            prior.check_verifier(self.pipeline.verifier.fingerprint)
             if self.setup.guidance is not None:
                 prior = prior.with_guidance(self.setup.guidance)
             self._pipelines[name] = replace(self.pipeline, prior=prior)
