@@ -150,6 +150,7 @@ def test_the_script_trains_a_prior_for_any_tokenizer(
     autoregressive.main()
     tokenizer = hub.load_tokenizer(str(folder), torch.device("cpu"))
     prior = AutoregressivePrior.for_tokenizer(tokenizer, folder)
+    assert (tmp_path / "cache" / "runs" / "autoregressive_model" / "log.jsonl").is_file()
     assert prior.guidance == 2.0
     assert prior.metadata["scenes"] == 320
     assert prior.metadata["tokenizer"] == tokenizer.fingerprint()

@@ -160,7 +160,7 @@ def train(
 
 
 def main() -> None:
-    parser = arguments(__doc__, "autoregressive_small")
+    parser = arguments(__doc__, "")  # no one name: each tokenizer's prior is a run of its own
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
     parser.add_argument(
         "--vocabulary",
@@ -173,7 +173,8 @@ def main() -> None:
     tokenizer = load_tokenizer(str(args.tokenizer), torch.device(args.device))
     words = WordTokenizer.load(args.vocabulary)
     world = World(config["tier"], (tokenizer.image_size,), device=args.device)
-    folder = cache_folder() / "runs" / args.run
+    run = args.run or f"autoregressive_{args.tokenizer.resolve().name}"
+    folder = cache_folder() / "runs" / run
     prior = train(config, folder, args.device, tokenizer, words, world, args.until)
     prior.save(args.tokenizer / FILE_NAME)
 
