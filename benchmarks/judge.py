@@ -181,7 +181,7 @@ def strange(world: JudgeWorld, judge: Judge, n: int, generator: torch.Generator)
         placed = alone(world.sample(n, generator))
         placed.objects[:, 0] = world.other
         only = torch.tensor([float(kind == other) for other in OTHERS])
-        seen = look(judge, world.paint(placed, generator, only).images)
+        seen = look(judge, world.paint(placed, generator, others=only).images)
         out[kind] = share([any(d.object != OTHER for d in s.objects) for s in seen])
     placed = alone(world.sample(n, generator, other=0.0, mixed=1.0))
     placed.objects[:, 0] = placed.objects[:, 0].clamp(min=0)

@@ -14,7 +14,7 @@ from tests.toy_judge import CONFIG, OTHER_CLASS, SIZE, judge_model, make_judge_w
 from tests.toy_world import CAR, CAT, FOX, SPECS
 from tfgen.judge import Judge, Thresholds
 from tfgen.judge_model import Answers, cell_centres
-from tfgen.training import judge
+from tfgen.training import judge, judge_scenes
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import load_config
 from tfgen.training.judge_scenes import (
@@ -26,10 +26,13 @@ from tfgen.training.judge_scenes import (
     JudgeWorld,
     Pictures,
     Placed,
+    bend,
     extents,
     foreign_objects,
     halves,
     laid_out,
+    mottle,
+    rehue,
     scattered,
     soften,
 )
@@ -186,6 +189,40 @@ def test_a_cut_leaves_about_a_half_of_both_sprites(world: JudgeWorld) -> None:
         mask = halves(pair, seeded(seed))
         for side, sprite in ((1 - mask, pair[0]), (mask, pair[1])):
             assert 0.3 < (side * sprite[3]).sum() / sprite[3].sum() < 0.7
+
+
+def test_bent_mottled_and_rehued_sprites_are_nearest_to_themselves(world: JudgeWorld) -> None:
+    own = world.world.sprite_bank(CANVAS)[:, RED].float() / 255
+    for m, sprite in enumerate(own):
+        bent = mottle(bend(sprite, 0.02, seeded(m)), 0.12, seeded(m))
+        turned = rehue(sprite, seeded(m))
+        assert torch.equal(turned[3], sprite[3])
+        for changed in (bent, turned):
+            assert (changed[:3] <= changed[3:] + 1e-5).all() and changed.min() >= 0
+            assert (changed - sprite).abs().mean() > 0.005
+            assert (changed[3] - own[:, 3]).abs().mean((1, 2)).argmin() == m
+
+
+def test_a_hue_between_the_colours_is_not_asked_for(
+    world: JudgeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_scenes, "REHUED", 1.0)
+    scene = placed((CAR, RED, (0.5, 0.5, 0.6)))
+    assert world.paint(scene, seeded()).colours.tolist() == [RED]
+    pictures = world.paint(scene, seeded(), spoilt=True)
+    assert pictures.colours.tolist() == [-1]
+    answers = answers_of(pictures)
+    answers = answers._replace(colours=torch.randn(answers.colours.shape, generator=seeded()))
+    both = {  # the same object twice, once with a colour
+        "rows": torch.tensor([0, 0]),
+        "colours": torch.tensor([-1, BLUE]),
+        "objects": pictures.objects.repeat(2),
+        "boxes": pictures.boxes.repeat(2, 1),
+        "visible": pictures.visible.repeat(2),
+    }
+    one = judge.judge_loss(answers, replace(pictures, colours=torch.tensor([BLUE])), OTHER_CLASS)
+    two = judge.judge_loss(answers, replace(pictures, **both), OTHER_CLASS)
+    assert two["colour"] == pytest.approx(one["colour"].item())
 
 
 def test_what_the_worlds_words_could_name_is_not_foreign() -> None:

@@ -97,11 +97,11 @@ def judge_loss(answers: Answers, pictures: Pictures, other: int) -> dict[str, Te
     objects, colours, boxes = pictures.objects[p], pictures.colours[p], pictures.boxes[p]
     centre = cell_centres(side, side)[y, x]
     reach = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], 1)
-    named = objects < other
+    asked = (objects < other) & (colours >= 0)
     return {
         "centre": focal(answers.centre, target, weight),
         "object": F.cross_entropy(answers.objects[row, y, x], objects),
-        "colour": F.cross_entropy(answers.colours[row, y, x][named], colours[named]),
+        "colour": F.cross_entropy(answers.colours[row, y, x][asked], colours[asked]),
         "reach": (answers.reach[row, y, x] - reach).abs().mean(),
         "background": F.cross_entropy(answers.background, pictures.background),
     }
@@ -118,7 +118,7 @@ def draw_pictures(
     decoded = round(config["batch"] * config["decoded_share"]) if tokenizer else 0
     n = config["batch"] - decoded
     placed = world.sample(n, generator, config["other"], config["mixed"])
-    parts = [world.paint(placed, generator)]
+    parts = [world.paint(placed, generator, spoilt=True)]
     if tokenizer and decoded:
         scenes = world.world.sample(decoded, generator)
         part = world.paint(world.true(scenes), generator)

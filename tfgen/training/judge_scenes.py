@@ -2,9 +2,11 @@
 
 A judge must not lean on the nine layouts, and must be strict: a red blob is no apple. So objects
 stand anywhere (half of the scenes), kinds and colours mix freely, and some of what is painted is
-*other*: a sprite of the larger tiers, a chimera of two sprites, a cross-fade of two, a sprite
-blurred past recognition, a flat silhouette, a shaded blob. Some objects of the world are *mixed*: a
-part in one colour and a part in another, so that no colour word fits.
+*other*: a sprite of the larger tiers, a chimera of two sprites, a cross-fade of two, the average of
+three, a sprite blurred past recognition, a flat silhouette, a shaded blob. Some objects of the
+world are *mixed*: a part in one colour and a part in another, so that no colour word fits. And some
+are a little bent and mottled, or in a hue between the colours, and are still called what they are,
+so that it is the shape that counts.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ CANVAS = 48  # side of a sprite before it is put in its place
 # Freely placed scenes: how often they hold 1 to 5 objects, and how large those are.
 COUNT_WEIGHTS = torch.tensor([0.32, 0.34, 0.15, 0.15, 0.04])
 SIZE_RANGES = torch.tensor([(0.30, 0.92), (0.28, 0.54), (0.26, 0.44), (0.26, 0.42), (0.25, 0.34)])
-OTHERS = ("foreign", "chimera", "cross-fade", "blurred", "silhouette", "blob")
-OTHER_WEIGHTS = torch.tensor([0.42, 0.2, 0.1, 0.1, 0.06, 0.12])
+OTHERS = ("foreign", "chimera", "cross-fade", "average", "blurred", "silhouette", "blob")
+OTHER_WEIGHTS = torch.tensor([0.34, 0.18, 0.1, 0.1, 0.07, 0.06, 0.15])
+BENT, REHUED = 0.2, 0.08  # shares of the world's own objects, where some are to be spoilt
 
 
 @dataclass
@@ -54,8 +57,9 @@ class Pictures:
     """Painted scenes and what a detector should say of them.
 
     images Float[N, 3, S, S]; background Int64[N]; of the P objects: rows Int64[P] their picture,
-    objects Int64[P], colours Int64[P] (as in Placed), boxes Float[P, 4] left, top, right, bottom of
-    what is painted, in fractions of the picture; visible Float[P] the share not painted over.
+    objects Int64[P], colours Int64[P] (as in Placed; -1 for a hue between the colours), boxes
+    Float[P, 4] left, top, right, bottom of what is painted, in fractions of the picture; visible
+    Float[P] the share not painted over.
     """
 
     images: Tensor
@@ -144,14 +148,21 @@ class JudgeWorld:
         )
 
     def paint(
-        self, placed: Placed, generator: torch.Generator, others: Tensor = OTHER_WEIGHTS
+        self,
+        placed: Placed,
+        generator: torch.Generator,
+        spoilt: bool = False,
+        others: Tensor = OTHER_WEIGHTS,
     ) -> Pictures:
-        """Paint scenes; the generator draws what *other* and *mixed* objects look like (`others`:
-        how often *other* is of each sort of OTHERS)."""
+        """Paint scenes; the generator draws what *other* and *mixed* objects look like. spoilt:
+        some objects are bent and mottled, or in another hue; others: how often *other* is of each
+        sort of OTHERS."""
         size = self.image_size
         rows, slot = (placed.objects >= 0).nonzero(as_tuple=True)
         objects, colours = placed.objects[rows, slot], placed.colours[rows, slot].clone()
         sprites = self._sprites(objects, colours, generator, others)
+        if spoilt:
+            self._spoil(sprites, objects, colours, generator)
         layers = place(sprites, placed.boxes[rows, slot], size)  # [P, 4, S, S]
         backgrounds = self.world._backgrounds[size][placed.background, placed.variant].float() / 255
         images = compose(backgrounds, layers, rows, slot)
@@ -185,6 +196,17 @@ class JudgeWorld:
             sprites[p] = self.stranger(OTHERS[kind], generator)
         return sprites
 
+    def _spoil(
+        self, sprites: Tensor, objects: Tensor, colours: Tensor, generator: torch.Generator
+    ) -> None:
+        """Bend and mottle some of the world's own objects, turn the hue of some (in place)."""
+        known = objects < self.other
+        draw = torch.rand(2, len(objects), generator=generator)
+        for p in (known & (draw[0] < BENT)).nonzero()[:, 0].tolist():
+            sprites[p] = mottle(bend(sprites[p], 0.02, generator), 0.12, generator)
+        for p in (known & (draw[1] < REHUED)).nonzero()[:, 0].tolist():
+            sprites[p], colours[p] = rehue(sprites[p], generator), -1
+
     def stranger(self, kind: str, generator: torch.Generator) -> Tensor:
         """One object of a sort of OTHERS: premultiplied RGBA Float[4, CANVAS, CANVAS]."""
 
@@ -207,6 +229,12 @@ class JudgeWorld:
             pair = torch.stack([sprite, stranger])
             mask = halves(pair, generator) if kind == "chimera" else uniform(0.38, 0.62)
             return torch.lerp(sprite, stranger, mask)
+        if kind == "average":
+            three = (first + torch.randperm(known, generator=generator)[:3]) % known
+            mean = self.bank[three, colour].float().mean(0) / 255
+            alpha = (3 * mean[3:] - 1).clamp(0, 1)  # as solid as a decoder paints it
+            solid = torch.cat([mean[:3] / mean[3:].clamp(min=1e-3) * alpha, alpha])
+            return mottle(blur(solid[None], uniform(0.5, 1.8))[0], uniform(0.05, 0.3), generator)
         if kind == "blurred":
             return blur(sprite[None], uniform(5.0, 8.0))[0]
         if kind == "silhouette":
@@ -290,15 +318,47 @@ def halves(pair: Tensor, generator: torch.Generator) -> Tensor:
 
 def blob(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Alpha and brightness, Float[1, CANVAS, CANVAS] each, of a shaded shape that is nothing."""
-    noise = torch.randn(1, 2, 5, 5, generator=generator)
-    smooth = F.interpolate(noise, (CANVAS, CANVAS), mode="bicubic", align_corners=False)[0]
     axis = ((torch.arange(CANVAS) + 0.5) / CANVAS - 0.5) * 2
-    stretch = 0.7 + 0.6 * torch.rand(2, generator=generator)
-    x, y = axis[None] * stretch[0], axis[:, None] * stretch[1]
-    inside = 0.75 - (x**2 + y**2).sqrt() + 0.13 * smooth[0]
+    wide, high, rim, slope, grain = torch.rand(5, generator=generator)
+    x, y = axis[None] * (0.7 + 0.6 * wide), axis[:, None] * (0.7 + 0.6 * high)
+    shape, shade = smooth_noise(2, 5, generator)
+    fine = smooth_noise(1, 10, generator)[0]
+    inside = 0.75 - (x**2 + y**2).sqrt() + 0.13 * shape + 0.08 * rim * fine
     alpha = (inside * CANVAS / 4).clamp(0, 1)[None]
-    light = 0.5 - 0.2 * (x + y) / 2 * torch.rand((), generator=generator) + 0.12 * smooth[1]
+    light = 0.5 - 0.1 * (x + y) * slope + 0.12 * shade + 0.15 * grain * fine
     return alpha, light[None]
+
+
+def smooth_noise(channels: int, cells: int, generator: torch.Generator) -> Tensor:
+    """Noise of unit size that varies over `cells` cells: Float[channels, CANVAS, CANVAS]."""
+    noise = torch.randn(1, channels, cells, cells, generator=generator)
+    return F.interpolate(noise, (CANVAS, CANVAS), mode="bicubic", align_corners=False)[0]
+
+
+def bend(sprite: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """A sprite Float[4, CANVAS, CANVAS] whose parts are shifted by about `amount` of its side."""
+    axis = (torch.arange(CANVAS) + 0.5) / CANVAS * 2 - 1
+    plain = torch.stack([axis[None].expand(CANVAS, -1), axis[:, None].expand(-1, CANVAS)])
+    grid = plain + 2 * amount * smooth_noise(2, 6, generator)
+    bent = F.grid_sample(sprite[None], grid.permute(1, 2, 0)[None], align_corners=False)
+    return bent[0]
+
+
+def mottle(sprite: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """A sprite Float[4, CANVAS, CANVAS] with uneven brightness."""
+    rgb = sprite[:3] * (1 + strength * smooth_noise(1, 10, generator))
+    return torch.cat([rgb.clamp(min=0).minimum(sprite[3:]), sprite[3:]])
+
+
+def rehue(sprite: Tensor, generator: torch.Generator) -> Tensor:
+    """A sprite Float[4, CANVAS, CANVAS] with its hues turned around the gray axis."""
+    turn = 2 * torch.pi * torch.rand((), generator=generator)
+    third, root = torch.tensor(1 / 3), (1 - turn.cos()) / 3
+    a, b = turn.cos() + root, third.sqrt() * turn.sin()
+    row = torch.stack([a, root - b, root + b])
+    matrix = torch.stack([row, row.roll(1), row.roll(2)])  # a rotation, circulant
+    rgb = torch.einsum("ij,jyx->iyx", matrix, sprite[:3])
+    return torch.cat([rgb.clamp(min=0).minimum(sprite[3:]), sprite[3:]])
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
