@@ -352,7 +352,7 @@ def mottle(sprite: Tensor, strength: float, generator: torch.Generator) -> Tenso
 
 def rehue(sprite: Tensor, generator: torch.Generator) -> Tensor:
     """A sprite Float[4, CANVAS, CANVAS] with its hues turned around the gray axis."""
-    turn = 2 * torch.pi * torch.rand((), generator=generator)
+    turn = 2 * torch.pi * (0.08 + 0.84 * torch.rand((), generator=generator))
     third, root = torch.tensor(1 / 3), (1 - turn.cos()) / 3
     a, b = turn.cos() + root, third.sqrt() * turn.sin()
     row = torch.stack([a, root - b, root + b])
