@@ -43,7 +43,7 @@ SEARCH_DEFAULTS: dict[str, Any] = {
     "schedule": "one",
 }
 """Of every FlexTok: at most 8 x 512 decodes. The verifier is the best open_clip model with which
-the largest decoder stays below 16 GB of GPU memory (README, "Photographs")."""
+the largest decoder stays below 16 GB of GPU memory (README, "Photographs, with FlexTok")."""
 
 
 @dataclass(frozen=True)
