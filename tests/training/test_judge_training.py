@@ -18,7 +18,6 @@ from tfgen.training import judge, judge_scenes
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import load_config
 from tfgen.training.judge_scenes import (
-    CANVAS,
     MAX_PLACED,
     MIXED,
     OTHER_WEIGHTS,
@@ -26,17 +25,13 @@ from tfgen.training.judge_scenes import (
     JudgeWorld,
     Pictures,
     Placed,
-    bend,
     extents,
     foreign_objects,
-    halves,
     laid_out,
-    mottle,
-    rehue,
     scattered,
-    soften,
 )
 from tfgen.training.objects import load_objects
+from tfgen.training.spoil import CANVAS, bend, halves, mottle, rehue, soften
 from tfgen.training.world import LAYOUTS
 from tfgen.verifiers.contrast import ContrastWords
 

@@ -44,7 +44,8 @@ from tfgen.training.common import (
     load_config,
     save_checkpoint,
 )
-from tfgen.training.judge_scenes import MIXED, JudgeWorld, Pictures, soften
+from tfgen.training.judge_scenes import MIXED, JudgeWorld, Pictures
+from tfgen.training.spoil import soften
 from tfgen.training.tokenizer import HELD_OUT_SEED, psnr
 from tfgen.verifiers.contrast import ContrastWords
 
