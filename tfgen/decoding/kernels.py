@@ -256,7 +256,7 @@ def split_heads_triton(
     if biased:
         v = torch.empty_like(q)
         key_bias = key_bias.expand(n, -1)
-    head_block, block = next_power_of_2(heads), next_power_of_2(wide)
+    head_block, block = next_power_of_2(heads), next_power_of_2(dim)
     if n * tokens:
         _split_heads_kernel[(n * tokens,)](
             qkv.contiguous(),
@@ -273,6 +273,7 @@ def split_heads_triton(
             1.0 / scale,
             LN_EPS,
             BIASED=biased,
+            EXTRA=BIAS_FEATURES,
             HEADS=head_block,
             BLOCK=block,
             num_warps=warps(head_block * block),
@@ -296,6 +297,7 @@ def _split_heads_kernel(
     inverse_scale,
     eps,
     BIASED: tl.constexpr,
+    EXTRA: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -306,28 +308,32 @@ def _split_heads_kernel(
     i = tl.arange(0, BLOCK)[None, :]
     inside = (head < heads) & (i < dim)
     read = qkv + row * 3 * heads * dim + head * dim + i
-    written = (head < heads) & (i < wide)
-    write = ((sample * heads + head) * tokens + token) * wide + i
+    place = ((sample * heads + head) * tokens + token) * wide  # of a head's first feature
     for part in tl.static_range(2):  # queries, keys
         value = tl.load(read + part * heads * dim, mask=inside, other=0.0).to(tl.float32)
         mean = tl.sum(value, axis=1)[:, None] / dim
         centred = tl.where(inside, value - mean, 0.0)
         variance = tl.sum(centred * centred, axis=1)[:, None] / dim
-        normed = centred * tl.rsqrt(variance + eps)
+        normed = (centred * tl.rsqrt(variance + eps)).to(q.dtype.element_ty)
         if part == 0:
-            if BIASED:
-                normed = tl.where((i == dim) | (i == dim + 1), 1.0, normed)
-            tl.store(q + write, normed.to(q.dtype.element_ty), mask=written)
+            tl.store(q + place + i, normed, mask=inside)
         else:
-            if BIASED:
-                at = bias + sample * bias_sample_stride + token * bias_token_stride
-                b = tl.load(at).to(tl.float32) * inverse_scale
-                high = b.to(k.dtype.element_ty).to(tl.float32)
-                normed = tl.where(i == dim, high, tl.where(i == dim + 1, b - high, normed))
-            tl.store(k + write, normed.to(k.dtype.element_ty), mask=written)
+            tl.store(k + place + i, normed, mask=inside)
     if BIASED:
         value = tl.load(read + 2 * heads * dim, mask=inside, other=0.0)
-        tl.store(v + write, value, mask=written)
+        tl.store(v + place + i, value, mask=inside)
+        e = tl.arange(0, EXTRA)[None, :]
+        at = bias + sample * bias_sample_stride + token * bias_token_stride
+        whole = tl.load(at).to(tl.float32) * inverse_scale
+        high = whole.to(k.dtype.element_ty).to(tl.float32)
+        shown = (head < heads) & (e < EXTRA)
+        ones = tl.where(shown & (e < 2), 1.0, 0.0)
+        parts = tl.where(shown & (e == 0), high, tl.where(shown & (e == 1), whole - high, 0.0))
+        none = tl.zeros([HEADS, EXTRA], dtype=tl.float32)
+        extra = place + dim + e
+        tl.store(q + extra, ones.to(q.dtype.element_ty), mask=shown)
+        tl.store(k + extra, parts.to(k.dtype.element_ty), mask=shown)
+        tl.store(v + extra, none.to(v.dtype.element_ty), mask=shown)
 
 
 def attention(qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float) -> Tensor:

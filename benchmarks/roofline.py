@@ -1,0 +1,87 @@
+"""What a GPU must at least do for a decode through the kernels: FLOPs and bytes of each operation.
+
+A multiply-add is two FLOPs; bytes are those that must cross the memory once, with weights. The time
+predicted for an operation is the larger of what its FLOPs and its bytes take at the GPU's rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tfgen.decoding.kernels import BIAS_FEATURES
+from tfgen.tokenizers.flextok_config import FlexTokConfig
+
+H200 = (790e12, 4.3e12)  # FLOP/s in bfloat16, bytes/s; as given for it, and not measured here
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation, done `times` times."""
+
+    name: str
+    flops: float
+    bytes: float
+    times: int = 1
+
+    def seconds(self, flops_rate: float, bytes_rate: float) -> float:
+        """Of all of them, at these rates a second."""
+        return self.times * max(self.flops / flops_rate, self.bytes / bytes_rate)
+
+
+def evaluation(
+    config: FlexTokConfig, samples: int, registers: int, element: int = 2, residual: int = 4
+) -> list[Operation]:
+    """One evaluation of the decoder (`FusedDecoder`) for a batch.
+
+    registers: rows of each sample beside its patches. element, residual: bytes of a number in the
+    blocks, and in the stream between them.
+    """
+    trunk, patches = config.decoder, config.grid**2
+    dim, heads, depth = trunk.dim, trunk.dim // trunk.head_dim, trunk.depth
+    hidden = -(-trunk.hidden // 64) * 64
+    wide = heads * (trunk.head_dim + BIAS_FEATURES)
+    features = config.patch**2 * config.channels
+    tokens = samples * (patches + registers)
+
+    def product(name: str, rows: int, inputs: int, outputs: int, size: int) -> Operation:
+        moved = (rows * (inputs + outputs) + inputs * outputs) * size
+        return Operation(name, 2 * rows * inputs * outputs, moved, depth)
+
+    def moves(name: str, count: float, times: int = depth) -> Operation:
+        return Operation(name, 0, count, times)
+
+    seen = patches + registers
+    return [
+        product("q, k, v", tokens, dim, 3 * dim, element),
+        moves("split_heads", tokens * (3 * dim + 3 * wide) * element),
+        Operation("attention", 4 * tokens * seen * wide, 4 * tokens * wide * element, depth),
+        moves("merge heads", tokens * (wide + dim) * element),
+        product("attention, out", tokens, dim, dim, element),
+        product("MLP, up", tokens, dim, 2 * hidden, element),
+        moves("swiglu", 3 * tokens * hidden * element),
+        product("MLP, down", tokens, hidden, dim, element),
+        moves("gate_residual_norm", tokens * dim * (2 * residual + 2 * element), 2 * depth),
+        moves("norm_modulate", tokens * dim * (residual + element), 1),
+        Operation(
+            "patches in and out",
+            4 * samples * patches * features * dim,
+            samples * patches * (2 * features + 3 * dim) * 4 + tokens * dim * residual,
+        ),
+    ]
+
+
+def step(config: FlexTokConfig, batch: int) -> Operation:
+    """Guidance and the Euler update of a batch (`guided_step`, with momentum)."""
+    channels, height, width = config.latent_shape
+    return Operation("guided_step", 0, 6 * 4 * batch * channels * height * width)
+
+
+def predicted(
+    operations: list[Operation], rates: tuple[float, float]
+) -> list[tuple[Operation, float, bool]]:
+    """Each operation with its seconds at these rates, and whether its bytes decide."""
+    flops_rate, bytes_rate = rates
+    return [
+        (op, op.seconds(flops_rate, bytes_rate), op.bytes / bytes_rate > op.flops / flops_rate)
+        for op in operations
+    ]

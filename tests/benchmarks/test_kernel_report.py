@@ -1,0 +1,84 @@
+"""The kernels compile for a GPU that is not here, and the roofline counts what PyTorch counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import kernel_report, roofline
+from tfgen.decoding.flextok_step import FusedFlexTok
+from tfgen.decoding.triton_support import triton
+from tfgen.errors import InputError
+from tfgen.tokenizers.flextok_config import published
+from tfgen.tokenizers.flextok_loading import Networks
+
+ROOT = Path(__file__).parents[2]
+KERNELS = {
+    "assemble_registers",
+    "residual_norm (norm)",
+    "residual_norm (gate, norm)",
+    "split_heads (biased)",
+    "swiglu",
+    "guided_step (guided, apg)",
+    "guided_step (guided, apg, started)",
+    "verifier_input",
+}
+
+
+@pytest.mark.skipif(triton is None, reason="there is no Triton to compile kernels with")
+def test_all_kernels_compile_for_hopper_and_spill_nothing(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.kernel_report", "--model", "d12-d12"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path)],
+        cwd=ROOT,
+        env=env | {"TRITON_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "kernel_report.json").read_text())
+    rows = {row["kernel"]: row for row in report["kernels"]}
+    assert set(rows) == KERNELS
+    assert all(row["spilled"] == 0 and 0 < row["registers"] < 168 for row in rows.values())
+    tokens, dim = 2 * 64 * (256 + 5), 768
+    assert rows["residual_norm (gate, norm)"]["programs"] == tokens
+    moved = tokens * dim * (4 + 4 + 2 + 2)  # residual in and out, branch, result
+    assert rows["residual_norm (gate, norm)"]["bytes"] == pytest.approx(moved, rel=0.01)
+    assert "| swiglu |" in (tmp_path / "kernel_report.md").read_text()
+
+
+@pytest.mark.skipif(triton is None, reason="there is no Triton to be set to interpret")
+def test_interpreted_kernels_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sys, "argv", ["kernel_report.py"])
+    with pytest.raises(InputError, match="unset TRITON_INTERPRET"):
+        kernel_report.main()
+
+
+@pytest.mark.parametrize("size", ["d12-d12", "d18-d28"])
+def test_the_roofline_has_the_flops_that_pytorch_counts(size: str) -> None:
+    config, samples, registers = published(size), 3, 5
+    with torch.device("meta"), torch.no_grad():
+        tokenizer = FusedFlexTok(Networks(config).eval())
+        latents = torch.empty(samples, config.grid**2, config.patch**2 * config.channels)
+        rows = torch.empty(samples, registers, config.decoder.dim)
+        bias = torch.empty(samples, config.grid**2 + registers)
+        modulation = tokenizer.decoder.modulation(torch.ones(1))
+        with FlopCounterMode(display=False) as counter:
+            tokenizer.fused(latents, rows, bias, modulation)
+    counted = sum(op.flops * op.times for op in roofline.evaluation(config, samples, registers))
+    assert counted == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_a_prediction_is_the_slower_of_flops_and_bytes() -> None:
+    ops = [roofline.Operation("a", 8e12, 1e9, 2), roofline.Operation("b", 1e9, 5e12)]
+    (_, first, by_bytes), (_, second, also) = roofline.predicted(ops, (4e12, 1e12))
+    assert (first, by_bytes, second, also) == (4.0, False, 5.0, True)
