@@ -21,6 +21,5 @@ def complete_beam(trail: Trail) -> None:
     done = any(step.phase == PHASE for step in trail.steps)
     if how is None or done or trail.beam.shape[1] == length:
         return
-    share = trail.plan.share(len(trail.steps), trail.left())
-    longer = trail.complete(trail.beam[:share], length, how)
+    longer = trail.complete(trail.beam[: trail.share()], length, how)
     trail.rank(longer, phase=PHASE)

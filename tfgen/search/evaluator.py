@@ -142,7 +142,8 @@ class Evaluator:
         # If the verifier has embeddings; one that only passes them on may turn out to have none.
         self._embeds = type(verifier).embed is not Verifier.embed
         self._batch_seconds = 0.0  # of the latest batch but the first
-        self._warm: tuple[float, int] | None = None  # when the first batch was done, its decodes
+        self._passes = 0
+        self._warm: tuple[float, int] | None = None  # when the first batch was done, its passes
 
     @property
     def decodes(self) -> int:
@@ -155,12 +156,14 @@ class Evaluator:
 
     @property
     def left_in_time(self) -> float:
-        """Decodes that the deadline still allows at the rate until now; infinite without one."""
+        """Decodes that the deadline still allows, if all passes are full, at the rate until now;
+        infinite where there is no deadline, and until there have been two batches."""
         if self.deadline == math.inf or self._warm is None:
             return math.inf
         now, (started, before) = time.perf_counter(), self._warm
-        made = self.decodes - before
-        return max(0.0, self.deadline - now) * made / (now - started) if made else math.inf
+        made = self._passes - before
+        left = max(0.0, self.deadline - now)
+        return left * made / (now - started) * self.rows if made else math.inf
 
     def score(self, tokens: Tensor) -> Tensor:
         """Int64[N, k] -> Float32[N] on the CPU, higher is better; -inf where the verifier gave NaN.
@@ -194,7 +197,7 @@ class Evaluator:
             self.accounts.verifier_calls += len(rows)
             now = time.perf_counter()
             if self._warm is None:
-                self._warm = (now, self.decodes)  # it took longer than others will
+                self._warm = (now, self._passes)  # it took longer than others will
             else:
                 self._batch_seconds = now - started
             self._report()
@@ -308,6 +311,7 @@ class Evaluator:
     def _attempt(self, tokens: Tensor) -> Tensor:
         """Float32[N] on the CPU, in passes of exactly `self.rows` rows."""
         passes = [_filled(part, self.rows) for part in tokens.split(self.rows)]
+        self._passes += len(passes)
         with self.accounts.timed("decode"):
             seen = self._embed(passes)
             if self.tokenizer.device.type == "cuda":

@@ -185,8 +185,15 @@ class Trail:
         """
         if self.exhaustive and not self.steps:
             return self.beam, self.tokenizer.vocab_size
-        share = self.plan.share(len(self.steps), self.left())
-        return self.plan.split(len(self.steps), self.beam, share)
+        return self.plan.split(len(self.steps), self.beam, self.share())
+
+    def share(self, made: int = 0) -> int:
+        """Decodes that the next step may make, of which `made` are made already."""
+        left = self.left()
+        share = self.plan.share(len(self.steps), made + left)
+        if left < self.evaluator.left:  # time is short; a pass takes as much of it full or not
+            share = max(1, share // self.evaluator.rows) * self.evaluator.rows
+        return share
 
     def left(self) -> float:
         """Decodes that budget and time still allow; infinite where neither is limited."""
@@ -277,8 +284,8 @@ class Trail:
             few, before = math.ceil(2 * self.evaluator.batch_size / each), self.evaluator.decodes
             self.evaluator.score(flat[: few * each])
             if self.evaluator.left_in_time < math.inf:  # there was something to measure
-                left = self.evaluator.decodes - before + self.left()
-                fits = min(fits, max(few, self.plan.share(len(self.steps), left) // each))
+                share = self.share(self.evaluator.decodes - before)
+                fits = min(fits, max(few, share // each))
         self.evaluator.score(flat[: fits * each])
         return fits
 
