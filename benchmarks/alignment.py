@@ -56,9 +56,8 @@ def main() -> None:
         prompts,
         args.seeds,
     )
-    rows = harness.run(
-        "alignment", QUESTION, args, tasks, partial(Trials, setup), report, trials.stale
-    )
+    make = trials.maker(args.jobs)
+    rows = harness.run("alignment", QUESTION, args, tasks, make, report, trials.stale)
     if args.pictures:
         write_pictures(args.pictures, trials, tasks, rows)
 

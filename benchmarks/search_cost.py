@@ -52,7 +52,7 @@ def main() -> None:
     prompts = take(load(SPLIT), args.prompts)
     trials.check(prompts)
     tasks = plan(trials, args.methods, budgets, prompts, args.seeds)
-    make = partial(Trials, setup)
+    make = trials.maker(args.jobs)
     harness.run("search_cost", QUESTION, args, tasks, make, report, trials.stale)
 
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,10 @@ class Trials:
             return self.judged_again(task, row)
         search, prior = task.settings["search"], task.settings["prior"]
         return self.search(task.more["metadata"], task.seed, prior, search)
+
+    def maker(self, jobs: int) -> Callable[[], Trials]:
+        """What makes the work of each process: these models, where it is this one."""
+        return partial(Trials, self.setup) if jobs > 1 else lambda: self
 
     def settings(
         self, prior: str | None = None, defaults: bool = True, **search: Any

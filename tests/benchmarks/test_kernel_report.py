@@ -24,7 +24,7 @@ KERNELS = {
     "assemble_registers",
     "residual_norm (norm)",
     "residual_norm (gate, norm)",
-    "split_heads (biased)",
+    "norm_heads (biased)",
     "swiglu",
     "guided_step (guided, apg)",
     "guided_step (guided, apg, started)",
