@@ -177,3 +177,36 @@ def test_proposals_do_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*draws)
+
+
+# ---- one token again, given those on both sides
+
+
+def test_a_token_is_drawn_again_given_those_on_both_sides():
+    prior, sequence, position = ToyPrior(5, 3), torch.tensor([[1, 2, 4]]), 1
+    others = [0, 1, 3, 4]
+    rows = sequence.repeat(4, 1)
+    rows[:, position] = torch.tensor(others)
+    for strength in (0.0, 1.0, 2.0):
+        log_p = strength * prior.sequence_log_prob(rows).double().sum(dim=1)
+        expected = 4000 * log_p.softmax(dim=0)
+        drawn = prior.propose_at(sequence.repeat(4000, 1), position, 1, strength, generator())
+        assert drawn.shape == (4000, 1, 3)
+        counts = drawn[:, 0, position].bincount(minlength=5)
+        assert counts[2] == 0  # the token that is there is not drawn
+        assert chisquare(counts[others].numpy(), expected.numpy()).pvalue > 1e-3
+        assert torch.equal(drawn[:, 0, [0, 2]], sequence[:, [0, 2]].expand(4000, -1))
+
+
+def test_all_other_tokens_are_drawn_where_as_many_are_asked_for():
+    tokens = torch.tensor([[1, 2, 4], [0, 0, 0]])
+    drawn = ToyPrior(5, 3).propose_at(tokens, 2, 99, 1.0, generator())
+    assert drawn[:, :, 2].sort(dim=1).values.tolist() == [[0, 1, 2, 3], [1, 2, 3, 4]]
+
+
+def test_of_a_large_codebook_the_tokens_that_lead_are_weighed_by_what_follows(monkeypatch):
+    monkeypatch.setattr("tfgen.priors.base.WEIGHED", 1)
+    prior = ToyPrior(50, 3)
+    drawn = prior.propose_at(torch.tensor([[1, 2, 4]]), 1, 6, 1.0, generator())[0, :, 1].tolist()
+    leading = prior.propose(torch.tensor([[1]]), 6, 1.0, generator())[0, :, 0].tolist()
+    assert sorted(drawn) == sorted(leading) and drawn != leading

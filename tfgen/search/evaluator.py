@@ -222,11 +222,14 @@ class Evaluator:
         """From now on, remember what `embeddings` tells; forget what was remembered until now."""
         self._seen = {}
 
-    def embeddings(self, tokens: Tensor) -> Tensor | None:
-        """Int64[N, k] -> Float32[N, d] on the CPU: what the verifier saw of prefixes scored since
-        `keep_embeddings`; None where it has no embeddings, or has not seen all of these."""
+    def embeddings(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Int64[N, k] -> known Bool[N], and of those known, in order, what the verifier saw,
+        Float32[M, d]; on the CPU. Known are those scored since `keep_embeddings`, by a verifier
+        that has embeddings."""
         seen = [(self._seen or {}).get(key) for key in _keys(tokens)]
-        return torch.stack(seen) if seen and all(row is not None for row in seen) else None
+        rows = [row for row in seen if row is not None]
+        known = torch.tensor([row is not None for row in seen], dtype=torch.bool)
+        return known, torch.stack(rows) if rows else torch.empty(0, 0)
 
     def news(self) -> list[tuple[list[int], float]]:
         """The prefixes that `score` scored since this was last asked, with their scores."""

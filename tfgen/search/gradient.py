@@ -19,6 +19,23 @@ REACH = 0.5
 expansions of a prefix, the nearer ones count more: exp(-distance^2 / 2 reach^2)."""
 
 
+def scores_and_gradients(trail: Trail, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Int64[n, k] -> what the verifier gives their pictures, Float32[n], and the gradients of that
+    in their code vectors, Float32[n, k, d]; on the CPU. Costs what the caller charges.
+
+    Raises TfgenError or RuntimeError where there is no gradient.
+    """
+    with (
+        trail.evaluator.accounts.timed("decode"),
+        torch.inference_mode(False),  # inference tensors take no part in a backward pass
+        torch.enable_grad(),
+    ):
+        points = trail.tokenizer.embed(tokens.clone()).clone().requires_grad_()
+        scores = trail.verifier.score(trail.tokenizer.decode_embeddings(points), trail.target)
+        (gradients,) = torch.autograd.grad(scores.sum(), points)
+    return scores.detach().float().cpu(), gradients.float().cpu()
+
+
 class Expansion:
     """The verifier's scores near some sequences, the anchors, to first order.
 
@@ -29,29 +46,20 @@ class Expansion:
 
     def __init__(self, trail: Trail, anchors: Tensor, new: slice) -> None:
         """anchors: Int64[B, A, k], A of each parent; new: the positions that are being chosen.
-
-        Charges the accounts. Raises TfgenError or RuntimeError where there is no gradient.
-        """
-        self.trail, self.new = trail, new
-        tokenizer, evaluator = trail.tokenizer, trail.evaluator
-        shape, scores, slopes = anchors.shape[:2], [], []
-        with evaluator.accounts.timed("decode"):
-            # inference tensors, such as a search is full of, take no part in a backward pass
-            for part in anchors.flatten(0, 1).split(evaluator.rows):
-                with torch.inference_mode(False), torch.enable_grad():
-                    points = tokenizer.embed(part.clone()).clone().requires_grad_()  # [n, k, d]
-                    pictures = tokenizer.decode_embeddings(points)
-                    score = trail.verifier.score(pictures, trail.target)
-                    (slope,) = torch.autograd.grad(score.sum(), points)
-                scores.append(score.detach().float().cpu())
-                slopes.append(slope[:, new].float().cpu())
-        evaluator.account("gradients", shape.numel(), GRADIENT_COST)
-        codes = tokenizer.code_embeddings().float().cpu()  # [V, d]
+        What their gradients cost is charged to the accounts."""
+        self.new, shape = new, anchors.shape[:2]
+        parts = [
+            scores_and_gradients(trail, part)
+            for part in anchors.flatten(0, 1).split(trail.evaluator.rows)
+        ]
+        scores, slopes = (torch.cat(values) for values in zip(*parts, strict=True))
+        trail.evaluator.account("gradients", shape.numel(), GRADIENT_COST)
+        codes = trail.tokenizer.code_embeddings().float().cpu()  # [V, d]
         self._codes = codes
         self._reach = REACH**2 * 2 * float(codes.var(dim=0, correction=0).sum())
         self._points = codes[anchors.cpu()[..., new]].flatten(2)  # [B, A, new * d]
-        self._scores = torch.cat(scores).view(shape)  # [B, A]
-        self._slopes = torch.cat(slopes).flatten(1).view(*shape, -1)  # [B, A, new * d]
+        self._scores = scores.view(shape)  # [B, A]
+        self._slopes = slopes[:, new].flatten(1).view(*shape, -1)  # [B, A, new * d]
 
     def predict(self, tokens: Tensor) -> Tensor:
         """Candidates of the same parents, Int64[B, M, k] -> their scores, Float32[B, M]."""

@@ -23,8 +23,9 @@ def refine(trail: Trail) -> None:
 
         `refine` times:
             for each position, in random order:
-                pool = the beam, and of its REFINED best prefixes `candidates` copies each, with
-                       another token at that position, drawn from p^λ given all their other tokens
+                pool = the beam, and of its REFINED best prefixes that differ elsewhere
+                       `candidates` copies each, with another token at that position, drawn from
+                       p^λ given all their other tokens
                 beam = the `beam` best of the pool
 
     With a shortlist, some of the tokens are drawn and the others chosen, as in the search before.
@@ -42,14 +43,22 @@ def refine(trail: Trail) -> None:
             order = torch.randperm(positions, generator=trail.generator) + start
             trail.notes["positions"] = order.tolist()
         position = trail.notes["positions"][done % positions]
-        share = trail.plan.share(len(trail.steps), trail.left())
-        templates = trail.beam[: min(REFINED, share)]
+        share = trail.share()
+        templates = _distinct(trail.beam, position)[: min(REFINED, share)]
         trail.rank(
             _pool(trail, templates, position, share // len(templates)),
             phase=PHASE,
             position=position,
             temperature=settings.anneal * (1 - (done + 1) / steps),
         )
+
+
+def _distinct(beam: Tensor, position: int) -> Tensor:
+    """The rows of Int64[B, k] without those that differ from an earlier one at `position` only."""
+    rows: dict[tuple[int, ...], int] = {}
+    for index, row in enumerate(beam.tolist()):
+        rows.setdefault((*row[:position], *row[position + 1 :]), index)
+    return beam[list(rows.values())]
 
 
 def _pool(trail: Trail, templates: Tensor, position: int, count: int) -> Iterator[Tensor]:

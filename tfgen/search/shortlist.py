@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tfgen.errors import InputError, TfgenError
-from tfgen.search.gradient import GRADIENT_COST, Expansion
+from tfgen.search.gradient import GRADIENT_COST, Expansion, scores_and_gradients
 from tfgen.search.surrogate import Surrogate
 from tfgen.search.trail import Trail
 
@@ -46,7 +46,7 @@ def check_shortlist(trail: Trail) -> None:
     if trail.settings.shortlist_by == "gradient":
         code = torch.zeros(1, 1, dtype=torch.int64, device=trail.tokenizer.device)
         try:
-            Expansion(trail, code[None], slice(0, 1))
+            scores_and_gradients(trail, code)
         except (TfgenError, RuntimeError) as error:  # RuntimeError: nothing to go back through
             raise InputError(
                 f"The score that {trail.verifier.name} gives pictures of {trail.tokenizer.name} "
@@ -75,25 +75,24 @@ def shortlisted(trail: Trail, draw: Draw, parents: int, new: slice, count: int) 
     count -= anchors * GRADIENT_COST
     share = min(trail.settings.shortlist / trail.settings.candidates, 1 - LEAST_DRAWN)
     chosen = 0 if gradient and not anchors else int(parents * count * share)
-    drawn = count - -(-chosen // parents)
-    scouts = draw(max(drawn, SCOUTED // parents))
+    each = count - -(-chosen // parents)  # drawn of each parent
+    scouts = draw(max(count, SCOUTED // parents))
     scouts = scouts.view(parents, -1, scouts.shape[1])  # [B, M, k]
-    draws, others = scouts[:, :drawn], scouts[:, drawn:]
-    seen, hopeful = draws.flatten(0, 1), others.flatten(0, 1)
+    draws, others = scouts[:, :each], scouts[:, each:]
+    drawn, hopeful = draws.flatten(0, 1), others.flatten(0, 1)
     trail.evaluator.keep_embeddings()
-    yield seen
-    rounds = 1 if gradient else ROUNDS
-    for left in range(rounds, 0, -1):
-        if chosen // left == 0 or len(hopeful) == 0:
-            continue
+    yield drawn
+    seen, rounds = drawn, 1 if gradient else ROUNDS
+    for left in range(min(rounds, chosen, len(hopeful)), 0, -1):
         with trail.evaluator.accounts.timed("propose"):
             if gradient:
                 expansion = Expansion(trail, _best_drawn(trail, draws, anchors), new)
                 estimates = expansion.predict(others).flatten()
             else:
                 estimates = _surrogate_scores(trail, seen, hopeful, new)
-            if left == rounds:
-                first = _best(estimates, HOPEFUL)
+            if seen is drawn:  # the first round
+                first = _best(estimates, max(HOPEFUL, 2 * chosen))
+                first = first[trail.evaluator.known(hopeful[first]).isnan()]
                 hopeful, estimates = hopeful[first], estimates[first]
                 prior_term = trail.prior_term(hopeful)
             order = _best(estimates + prior_term, len(hopeful))
@@ -107,16 +106,15 @@ def shortlisted(trail: Trail, draw: Draw, parents: int, new: slice, count: int) 
 def _surrogate_scores(trail: Trail, seen: Tensor, tokens: Tensor, new: slice) -> Tensor:
     """Float32[m] on the CPU: what the verifier probably gives Int64[m, k]; seen: Int64[n, k], some
     candidates scored."""
-    scores = trail.evaluator.known(seen)
-    usable = scores.isfinite()
-    seen, scores = seen[usable.to(seen.device)], scores[usable]
+    surrogate, scores = Surrogate(trail.tokenizer, new), trail.evaluator.known(seen)
+    seen, scores = seen.cpu()[scores.isfinite()], scores[scores.isfinite()]
     if len(seen) == 0:
         return torch.zeros(len(tokens))
-    surrogate, embeddings = Surrogate(trail.tokenizer, new), trail.evaluator.embeddings(seen)
-    if embeddings is None:  # of a verifier that has none
+    known, embeddings = trail.evaluator.embeddings(seen)
+    if not known.any():  # the verifier has none
         surrogate.fit(seen, scores[:, None])
         return surrogate.predict(tokens)[:, 0]
-    surrogate.fit(seen, embeddings)
+    surrogate.fit(seen[known], embeddings)
     with torch.inference_mode():
         expected = surrogate.predict(tokens).to(trail.tokenizer.device)
         scores = trail.verifier.score_embeddings(expected, trail.target)
