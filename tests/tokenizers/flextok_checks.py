@@ -142,7 +142,7 @@ def check_guidance() -> None:
         close(guided, "guid_apg", DEBUG, step)
 
 
-def check_latents(tokenizer: FlexTok, groups: tuple[list[int], ...] = GROUPS[:3]) -> None:
+def check_latents(tokenizer: FlexTok, groups: tuple[list[int], ...] = GROUPS[:2]) -> None:
     for group in groups:
         tokens, lengths = prefixes(group)
         one, each = VECTORS["noise"][:1], VECTORS["noise"][group]
