@@ -108,6 +108,8 @@ def test_a_natural_coat_goes_by_all_colours_that_a_person_would_say() -> None:
 def test_two_colours_on_one_object_are_no_colour_that_a_prompt_can_say() -> None:
     (fox,) = look(((2, 2), 0.9, FOX, MIXED_CLASS)).objects
     assert (fox.object, fox.colour, fox.also) == ("fox", "mixed", ())
+    (unsure,) = look(((2, 2), 0.9, FOX, RED), colour=0.95).objects
+    assert (unsure.object, unsure.colour, unsure.also) == ("fox", "mixed", ())
 
 
 def test_what_it_cannot_name_is_other() -> None:

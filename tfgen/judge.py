@@ -76,12 +76,14 @@ class Thresholds:
     """What counts as seen; chosen on held-out scenes when the weights were written.
 
     centre: least probability of an object's centre; object: least probability of its name, below
-    which it is "other"; overlap: boxes with more than this intersection over union are one object.
+    which it is "other"; overlap: boxes with more than this intersection over union are one object;
+    colour: least probability of a colour word, below which it is "mixed".
     """
 
     centre: float = 0.4
     object: float = 0.5
     overlap: float = 0.5
+    colour: float = 0.4
 
 
 class Judge:
@@ -181,8 +183,13 @@ class Judge:
         likely[: len(self.words.colours)] += tints[1:-1]
         likely[-1] += tints[-1]
         first = int(likely.argmax())
-        others = (c for i, c in enumerate(self.colours) if i != first and likely[i] >= 0.5)
-        return Detection(self.objects[best], self.colours[first], place, confidence, tuple(others))
+        colour, also = self.colours[first], ()
+        if likely[first] < self.thresholds.colour:
+            colour = MIXED
+        elif colour != MIXED:
+            fit = (likely >= 0.5).tolist()
+            also = tuple(c for i, c in enumerate(self.colours) if fit[i] and i != first)
+        return Detection(self.objects[best], colour, place, confidence, also)
 
 
 def distinct(boxes: Tensor, confidence: Tensor, overlap: float) -> list[int]:

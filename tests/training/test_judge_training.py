@@ -36,7 +36,7 @@ from tfgen.training.world import LAYOUTS
 from tfgen.verifiers.contrast import ContrastWords
 
 CONFIGS = Path(judge.__file__).parent / "configs"
-RED, BLUE = COLOURS.index("red"), COLOURS.index("blue")
+RED, ORANGE, BLUE = (COLOURS.index(c) for c in ("red", "orange", "blue"))
 
 
 @pytest.fixture(scope="module")
@@ -362,16 +362,17 @@ def test_a_written_judge_sees_what_the_trained_one_saw(world: JudgeWorld, tmp_pa
             assert torch.allclose(was, now, atol=0.02)
 
 
-def test_the_thresholds_are_those_that_name_most_pictures_objects_exactly(
-    world: JudgeWorld,
-) -> None:
-    """True objects have centres of 0.55 and names of 0.65, false ones of 0.45 and of 0.95."""
-    pictures = world.paint(world.true(world.world.sample(30, seeded())), seeded())
+@pytest.fixture
+def doubtful(world: JudgeWorld) -> tuple[Judge, Pictures]:
+    """Thirty pictures with an orange cat, and a judge whose centres of true objects have 0.55, and
+    their names 0.65; of a false one 0.45, but its name 0.95."""
+    scenes = world.world.sample(30, seeded())
+    scenes.objects[:, 1:], scenes.objects[:, 0], scenes.colours[:, 0] = -1, CAT, ORANGE
+    pictures = world.paint(world.true(scenes), seeded())
     answers = answers_of(pictures)
-    sure = answers.centre > 0
-    answers.centre[sure] = torch.logit(torch.tensor(0.55))
-    others = torch.log(torch.tensor(0.35 / OTHER_CLASS / 0.65))
-    answers = answers._replace(objects=torch.where(answers.objects > 0, -others, 0.0))
+    answers.centre[answers.centre > 0] = torch.logit(torch.tensor(0.55))
+    likely = torch.tensor(0.65 * OTHER_CLASS / 0.35).log()
+    answers = answers._replace(objects=torch.where(answers.objects > 0, likely, 0.0))
     answers.centre[:, 0, 0] = torch.logit(torch.tensor(0.45))
     answers.objects[:, 0, 0, CAR] = 10.0
 
@@ -380,9 +381,29 @@ def test_the_thresholds_are_those_that_name_most_pictures_objects_exactly(
             return answers
 
     words = ContrastWords(**judge.contrast_words(judge.Captioner(SPECS)))
-    reader = Judge(Doubtful(), words, ["snow"] * 22, Thresholds())
-    chosen = judge.choose_thresholds(reader, pictures)
+    return Judge(Doubtful(), words, ["snow"] * 22, Thresholds()), pictures
+
+
+def test_the_thresholds_are_those_that_name_most_pictures_objects_exactly(
+    doubtful: tuple[Judge, Pictures],
+) -> None:
+    chosen = judge.choose_thresholds(*doubtful)
     assert chosen.centre == 0.5 and chosen.object == 0.6
+    assert chosen.colour == 0.9  # as strict as can be, for all colours are certain
+
+
+def test_a_colour_is_believed_as_far_as_that_is_right_most_often(
+    doubtful: tuple[Judge, Pictures],
+) -> None:
+    """Ten mixed objects pass for orange with 0.55; twenty orange ones are so with 0.65."""
+    reader, pictures = doubtful
+    colours = reader.model(pictures.images).colours
+    colours.zero_()
+    for i in range(30):
+        share = 0.55 if i < 10 else 0.65
+        colours[i, ..., ORANGE] = torch.tensor(share / (1 - share) * MIXED).log()
+    pictures.colours[:10] = MIXED
+    assert judge.choose_thresholds(reader, pictures).colour == 0.6
 
 
 def test_the_config_has_the_settings_that_the_script_reads() -> None:

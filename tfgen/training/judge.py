@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,13 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tfgen import hub
-from tfgen.judge import OTHER, WEIGHTS_FILE, Judge, Thresholds
+from tfgen.judge import MIXED as MIXED_WORD
+from tfgen.judge import OTHER, WEIGHTS_FILE, Judge, Seen, Thresholds, shared
 from tfgen.judge_model import Answers, JudgeConfig, JudgeModel, cell_centres
 from tfgen.judge_prompt import CONFIG_FILE, WORDS_FILE
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.clip import contrast_words
+from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
     EMA,
     Log,
@@ -212,27 +214,49 @@ def train(
 
 @torch.no_grad()
 def choose_thresholds(judge: Judge, pictures: Pictures) -> Thresholds:
-    """The thresholds with which the judge names the objects of most pictures exactly: each as often
-    as it is there, and no more. Pictures with an object that is mostly hidden do not count."""
+    """The strictest of the thresholds with which the judge is right most often.
+
+    First those of objects: right is a picture whose objects are named each as often as it is there,
+    and no more (pictures with an object that is mostly hidden do not count). Then that of colours:
+    right is an object whose colour is told, or that it is mixed.
+    """
     clear = set(range(len(pictures.images))) - set(
         pictures.rows[pictures.visible < VISIBLE].tolist()
     )
-    true = [Counter[str]() for _ in pictures.images]
-    for row, thing in zip(pictures.rows.tolist(), pictures.objects.tolist(), strict=True):
-        true[row][[*judge.objects, OTHER][thing]] += 1
+    names = [*judge.objects, OTHER]
+    true: list[list[tuple[str, int, list[float]]]] = [[] for _ in pictures.images]
+    columns = (pictures.rows, pictures.objects, pictures.colours, pictures.boxes)
+    for row, thing, colour, box in zip(*(c.tolist() for c in columns), strict=True):
+        true[row].append((names[thing], colour, box))
+    words = [*COLOURS, MIXED_WORD]
     answers = [judge.model(part) for part in pictures.images.split(64)]
 
-    def right(thresholds: Thresholds) -> int:
+    def read(thresholds: Thresholds) -> list[Seen]:
         reader = Judge(judge.model, judge.words, judge.backgrounds, thresholds)
-        seen = [s for part in answers for s in reader.read(part)]
-        named = [Counter(d.object for d in s.objects if d.object != OTHER) for s in seen]
+        return [seen for part in answers for seen in reader.read(part)]
+
+    def named_right(thresholds: Thresholds) -> int:
+        seen = read(thresholds)
         return sum(
-            named[i] == Counter({k: v for k, v in true[i].items() if k != OTHER}) for i in clear
+            Counter(d.object for d in seen[i].objects if d.object != OTHER)
+            == Counter(name for name, _, _ in true[i] if name != OTHER)
+            for i in clear
+        )
+
+    def coloured_right(thresholds: Thresholds) -> int:
+        return sum(
+            d.object == name and shared(d.box, box) > 0.5 and d.has_colour(words[colour])
+            for i, view in enumerate(read(thresholds))
+            for d in view.objects
+            for name, colour, box in true[i]
+            if colour > 0
         )
 
     # The strictest first, which wins among equals.
     grid = itertools.product((0.6, 0.5, 0.4, 0.3), (0.8, 0.7, 0.6, 0.5, 0.4), (0.45, 0.6))
-    return max((Thresholds(*values) for values in grid), key=right)
+    best = max((Thresholds(*values) for values in grid), key=named_right)
+    colours = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    return max((replace(best, colour=c) for c in colours), key=coloured_right)
 
 
 def export(
