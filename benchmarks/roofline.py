@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfgen.decoding.kernels import BIAS_FEATURES
 from tfgen.tokenizers.flextok_config import FlexTokConfig
 
 H200 = (790e12, 4.3e12)  # FLOP/s in bfloat16, bytes/s; as given for it, and not measured here
@@ -37,9 +36,8 @@ def evaluation(
     blocks, and in the stream between them.
     """
     trunk, patches = config.decoder, config.grid**2
-    dim, heads, depth = trunk.dim, trunk.dim // trunk.head_dim, trunk.depth
+    dim, depth = trunk.dim, trunk.depth
     hidden = -(-trunk.hidden // 64) * 64
-    wide = heads * (trunk.head_dim + BIAS_FEATURES)
     features = config.patch**2 * config.channels
     tokens = samples * (patches + registers)
 
@@ -53,9 +51,8 @@ def evaluation(
     seen = patches + registers
     return [
         product("q, k, v", tokens, dim, 3 * dim, element),
-        moves("split_heads", tokens * (3 * dim + 3 * wide) * element),
-        Operation("attention", 4 * tokens * seen * wide, 4 * tokens * wide * element, depth),
-        moves("merge heads", tokens * (wide + dim) * element),
+        moves("norm_heads", 4 * tokens * dim * element),
+        Operation("attention", 4 * tokens * seen * dim, 4 * tokens * dim * element, depth),
         product("attention, out", tokens, dim, dim, element),
         product("MLP, up", tokens, dim, 2 * hidden, element),
         moves("swiglu", 3 * tokens * hidden * element),

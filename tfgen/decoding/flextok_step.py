@@ -5,7 +5,7 @@ What is done differently from `FlexTok`:
     to tokens (`kernels`);
   - queries, keys and values of a block are one product, and so are the two halves of its gated MLP,
     whose hidden width is padded to a multiple of 64;
-  - the bias of collapsed registers is a feature of the keys, so attention needs no mask;
+  - the bias of collapsed registers is inside the keys (`norm_heads`), so attention needs no mask;
   - a step's conditional and unconditional evaluations are one batch: the null condition has as many
     rows as the prefixes have, each standing for its share of the null registers;
   - guidance and the Euler update are one kernel, on latents that stay in the order of patches.

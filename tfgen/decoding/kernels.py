@@ -19,8 +19,8 @@ from torch import Tensor
 from tfgen.decoding.triton_support import fused, jit, next_power_of_2, tl, warps
 
 LN_EPS = 1e-5
-BIAS_FEATURES = 8
-"""Features added to each head for a bias of its keys; attention kernels want a multiple of 8."""
+QUERY_SHIFT = 0.5
+"""What queries carry in the direction that norms leave empty, for a bias of the keys."""
 
 
 # Norm and modulation, gate and residual
@@ -206,145 +206,115 @@ def _residual_norm_kernel(
 # Queries, keys and values
 
 
-def split_heads(
+def norm_heads(
     qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys normed over each head's features, values, as attention wants them.
+    """Queries and keys normed over each head's d features, and a bias of the keys inside them.
 
     qkv: Float[N, S, 3 D], of which the first third is the queries. key_bias: Float[N or 1, S],
-    added to the logits of each key, or None. Returns three Float[N, heads, S, d'], where d' is
-    D / heads; with a key_bias, BIAS_FEATURES more: the queries have 1 there and the keys
-    bias / scale, in two parts, of which the second is what the first loses by rounding, so that
-    scale * q . k is the biased logit, and attention needs no mask.
+    added to the logits of each key, or None. Returns three Float[N, heads, S, d], as they lie in
+    memory when heads are split without copying, which is what attention kernels read best; the
+    values are a view of qkv.
 
-    q = LN(q), k = LN(k) over the head, without parameters. Moves N S e (3 D + 3 heads d') bytes;
-    without a bias the values are a view, and it is 4 N S D e.
+        q = LN(q) + a,    k = LN(k) + key_bias / (scale a d),    with a = QUERY_SHIFT
+
+    LN, which has no parameters, leaves features that sum to zero, so neither constant changes
+    LN(q) . LN(k), and their product adds key_bias / scale: scale q . k is the biased logit, and
+    attention needs no mask. Moves 4 N S D e bytes.
     """
     if not fused(qkv):
-        return split_heads_reference(qkv, heads, key_bias, scale)
-    return split_heads_triton(qkv, heads, key_bias, scale)
+        return norm_heads_reference(qkv, heads, key_bias, scale)
+    return norm_heads_triton(qkv, heads, key_bias, scale)
 
 
-def split_heads_reference(
+def norm_heads_reference(
     qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [N, heads, S, d] each
-    q, k = (F.layer_norm(x, x.shape[-1:], eps=LN_EPS) for x in (q, k))
-    if key_bias is None:
-        return q, k, v
-    bias = (key_bias / scale).expand(len(q), -1)[:, None, :, None].expand(-1, heads, -1, 1)
-    high = bias.to(q.dtype)
-    low = (bias - high.to(bias.dtype)).to(q.dtype)
-    rest = q.new_zeros(*q.shape[:3], BIAS_FEATURES - 2)
-    return (
-        torch.cat([q, torch.ones_like(high), torch.ones_like(low), rest], dim=3),
-        torch.cat([k, high, low, rest], dim=3),
-        F.pad(v, (0, BIAS_FEATURES)),
-    )
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    q, k = (F.layer_norm(x.to(wide), x.shape[-1:], eps=LN_EPS) for x in (q, k))
+    if key_bias is not None:
+        q = q + QUERY_SHIFT
+        k = k + (key_bias / (scale * QUERY_SHIFT * q.shape[3]))[:, None, :, None]
+    return q.to(qkv.dtype), k.to(qkv.dtype), v
 
 
-def split_heads_triton(
+def norm_heads_triton(
     qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, tokens, width = qkv.shape
     dim = width // 3 // heads
     biased = key_bias is not None
-    wide = dim + BIAS_FEATURES if biased else dim
-    shape = (n, heads, tokens, wide)
-    q, k = (torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(2))
-    v = qkv.unflatten(2, (3, heads, -1))[:, :, 2].transpose(1, 2)
+    qk = torch.empty(n, tokens, 2, heads, dim, dtype=qkv.dtype, device=qkv.device)
     if biased:
-        v = torch.empty_like(q)
         key_bias = key_bias.expand(n, -1)
+    qkv = qkv.contiguous()
     head_block, block = next_power_of_2(heads), next_power_of_2(dim)
     if n * tokens:
-        _split_heads_kernel[(n * tokens,)](
-            qkv.contiguous(),
-            q,
-            k,
-            v,
+        _norm_heads_kernel[(n * tokens, 2)](
+            qkv,
+            qk,
             key_bias if biased else qkv,
             tokens,
             heads,
             dim,
-            wide,
             key_bias.stride(0) if biased else 0,
             key_bias.stride(1) if biased else 0,
-            1.0 / scale,
+            QUERY_SHIFT,
+            1 / (scale * QUERY_SHIFT * dim),
             LN_EPS,
             BIASED=biased,
-            EXTRA=BIAS_FEATURES,
             HEADS=head_block,
             BLOCK=block,
             num_warps=warps(head_block * block),
         )
-    return q, k, v
+    q, k = qk.permute(2, 0, 3, 1, 4)
+    return q, k, qkv.unflatten(2, (3, heads, -1))[:, :, 2].transpose(1, 2)
 
 
 @jit
-def _split_heads_kernel(
+def _norm_heads_kernel(
     qkv,
-    q,
-    k,
-    v,
+    qk,
     bias,
     tokens,
     heads,
     dim,
-    wide,
     bias_sample_stride,
     bias_token_stride,
-    inverse_scale,
+    query_shift,
+    key_factor,
     eps,
     BIASED: tl.constexpr,
-    EXTRA: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    sample = row // tokens
-    token = row % tokens
+    part = tl.program_id(1)  # queries, keys
     head = tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
     inside = (head < heads) & (i < dim)
-    read = qkv + row * 3 * heads * dim + head * dim + i
-    place = ((sample * heads + head) * tokens + token) * wide  # of a head's first feature
-    for part in tl.static_range(2):  # queries, keys
-        value = tl.load(read + part * heads * dim, mask=inside, other=0.0).to(tl.float32)
-        mean = tl.sum(value, axis=1)[:, None] / dim
-        centred = tl.where(inside, value - mean, 0.0)
-        variance = tl.sum(centred * centred, axis=1)[:, None] / dim
-        normed = (centred * tl.rsqrt(variance + eps)).to(q.dtype.element_ty)
-        if part == 0:
-            tl.store(q + place + i, normed, mask=inside)
-        else:
-            tl.store(k + place + i, normed, mask=inside)
+    place = head * dim + i
+    width = heads * dim
+    value = tl.load(qkv + (row * 3 + part) * width + place, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(value, axis=1)[:, None] / dim
+    centred = tl.where(inside, value - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=1)[:, None] / dim
+    normed = centred * tl.rsqrt(variance + eps)
     if BIASED:
-        value = tl.load(read + 2 * heads * dim, mask=inside, other=0.0)
-        tl.store(v + place + i, value, mask=inside)
-        e = tl.arange(0, EXTRA)[None, :]
-        at = bias + sample * bias_sample_stride + token * bias_token_stride
-        whole = tl.load(at).to(tl.float32) * inverse_scale
-        high = whole.to(k.dtype.element_ty).to(tl.float32)
-        shown = (head < heads) & (e < EXTRA)
-        ones = tl.where(shown & (e < 2), 1.0, 0.0)
-        parts = tl.where(shown & (e == 0), high, tl.where(shown & (e == 1), whole - high, 0.0))
-        none = tl.zeros([HEADS, EXTRA], dtype=tl.float32)
-        extra = place + dim + e
-        tl.store(q + extra, ones.to(q.dtype.element_ty), mask=shown)
-        tl.store(k + extra, parts.to(k.dtype.element_ty), mask=shown)
-        tl.store(v + extra, none.to(v.dtype.element_ty), mask=shown)
+        at = (row // tokens) * bias_sample_stride + (row % tokens) * bias_token_stride
+        normed += tl.where(part == 0, query_shift, tl.load(bias + at).to(tl.float32) * key_factor)
+    tl.store(qk + (row * 2 + part) * width + place, normed.to(qk.dtype.element_ty), mask=inside)
 
 
 def attention(qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float) -> Tensor:
     """Softmax attention over normed queries and keys: Float[N, S, 3 D] -> Float[N, S, D].
 
-    key_bias: see `split_heads`. The attention itself is PyTorch's.
+    key_bias: see `norm_heads`. The attention itself is PyTorch's.
     """
-    q, k, v = split_heads(qkv, heads, key_bias, scale)
+    q, k, v = norm_heads(qkv, heads, key_bias, scale)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    dim = qkv.shape[2] // 3 // heads
-    return out[..., :dim].transpose(1, 2).flatten(2)
+    return out.transpose(1, 2).flatten(2)
 
 
 # The gated MLP
