@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from tfgen import hub
 from tfgen.atlas import Atlas
 from tfgen.cache import EmbeddingCache, rounding
 from tfgen.errors import InputError
+from tfgen.hub import read_json
 from tfgen.judge import Judge
 from tfgen.pipeline import SCORES, Pipeline, PromptWarning, find_device, render
 from tfgen.search import EmbeddingSource, SearchSettings
@@ -327,11 +327,17 @@ def by_prompt(rows: Iterable[Row], name: str) -> dict[str, list[Any]]:
 
 
 def judge_notes() -> list[str]:
-    """The judge's own accuracy, which bounds what it measures, from benchmarks/results."""
+    """How often the judge itself is right, which bounds what it measures: a sentence for each kind
+    of picture, from benchmarks/results/judge.json."""
     if not JUDGE_RESULTS.is_file():
         return ["The judge's own accuracy is not known here: tfgen bench judge measures it."]
-    found = json.loads(JUDGE_RESULTS.read_text(encoding="utf-8"))
-    return [f"The judge itself, on true scenes ({JUDGE_RESULTS.name}): {json.dumps(found)}"]
+    kinds = read_json(JUDGE_RESULTS)["right"]
+    return [
+        f"Of true claims about held-out scenes ({kind}) the judge finds right: "
+        + ", ".join(f"{name} {value['share']:.3f}" for name, value in measures.items())
+        + " (benchmarks/judge.py)."
+        for kind, measures in kinds.items()
+    ]
 
 
 def shown(value: Share) -> str:

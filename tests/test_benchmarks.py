@@ -1,17 +1,20 @@
-"""The scripts in benchmarks/ run, at toy size."""
+"""tfgen bench, and the scripts in benchmarks/ at toy size (tests/benchmarks has the others)."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import tfgen_cli
 from tests.toy_models import TOKENS
 from tests.toy_world import make_world, write_tokenizer, write_verifier
 
@@ -42,6 +45,70 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         import_module(f"benchmarks.{name}").main()
     assert stop.value.code == 0
     assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+# tfgen bench
+
+
+def bench(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = tfgen_cli.main(["bench", *words])
+    return (code, *capsys.readouterr())
+
+
+def is_one_sentence(text: str) -> bool:
+    return text.startswith("Error: ") and text.endswith(".\n") and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_benchmarks_are_listed_with_their_questions(
+    capsys: pytest.CaptureFixture, words: tuple[str, ...]
+) -> None:
+    code, out, _ = bench(capsys, *words)
+    assert code == 0
+    head, _, *lines = out.splitlines()
+    assert head.startswith("tfgen bench NAME")
+    listed = dict(line.strip().split(maxsplit=1) for line in lines)
+    assert {*SCRIPTS, "alignment", "search_cost"} <= set(listed)
+    assert not {"harness", "workers", "trials", "methods"} & set(listed)
+    for name, question in listed.items():
+        source = Path(find_spec(f"benchmarks.{name}").origin).read_text()
+        assert question in source.splitlines()[0]
+
+
+def test_the_list_comes_without_torch() -> None:
+    code = "import sys, tfgen_cli; tfgen_cli.main(['bench']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_a_benchmark_has_its_own_options(capsys: pytest.CaptureFixture) -> None:
+    code, out, _ = bench(capsys, "alignment", "--help")
+    assert code == 0
+    assert out.startswith("usage: tfgen bench alignment")
+    assert all(option in out for option in ("--split", "--prompt-file", "--beam", "--full"))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("alignments",), "There is no benchmark 'alignments'; did you mean 'alignment'?"),
+        (("alignment", "--split", "train"), "invalid choice: 'train'"),
+        (("alignment", "--beams", "3"), "nrecognized arguments: --beams 3"),
+        (("gallery", "-o", "x.png", "--prompts", "nowhere.txt"), "no prompt file 'nowhere.txt'"),
+    ],
+)
+def test_what_a_benchmark_refuses_is_one_sentence(
+    capsys: pytest.CaptureFixture, words: tuple[str, ...], complaint: str
+) -> None:
+    before = list(sys.argv)
+    code, out, err = bench(capsys, *words)
+    assert (code, out) == (2, "")
+    assert is_one_sentence(err) and complaint in err
+    assert sys.argv == before
+
+
+# The scripts
 
 
 @pytest.mark.usefixtures("toy_weights")

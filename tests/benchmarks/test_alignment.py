@@ -133,8 +133,9 @@ def test_the_judges_own_accuracy_stands_beside(
     path = tmp_path / "judge.json"
     monkeypatch.setattr(trials, "JUDGE_RESULTS", path)
     assert "tfgen bench judge measures it" in run("--prompts", 1)
-    path.write_text(json.dumps({"object": 0.98}))
-    assert "0.98" in run("--prompts", 1)
+    right = {"rendered": {"object": {"share": 0.98, "low": 0.97, "high": 0.99, "of": 400}}}
+    path.write_text(json.dumps({"right": right}))
+    assert "(rendered) the judge finds right: object 0.980" in run("--prompts", 1)
 
 
 def test_a_prompt_file_with_unknown_objects_is_refused(
