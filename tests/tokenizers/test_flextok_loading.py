@@ -71,6 +71,7 @@ def test_the_header_is_python_and_no_json() -> None:
     with pytest.raises(ValueError):
         json.loads(header["vae"])
     assert parse_header(header, "here") == CONFIG
+    assert parse_header(header | {"format": "pt"}, "here") == CONFIG
 
 
 def test_the_hub_recognises_a_checkpoint_in_either_layout(tmp_path: Path) -> None:
@@ -224,6 +225,8 @@ HARMLESS = [
     ("decoder.dec_transformer", "use_act_checkpoint", False),
     ("decoder.dec_transformer", "gated_mlp", True),
     ("decoder.dec_seq_packer", "compile_block_mask", True),
+    ("decoder.dec_time_embedder", "weight_init_style", "xavier"),
+    ("encoder.enc_patch_emb", "weight_init_style", "xavier"),
     ("encoder.enc_register_module", "n_min", 1),
     ("vae", "sample_posterior", False),
     ("vae", "frozen", False),
@@ -270,6 +273,7 @@ UNKNOWN = [
     ("decoder.dec_noise_patch_emb", "patch_sizes", [4, 4]),
     ("decoder.dec_time_embedder", "max_timestep", 0),
     ("decoder.dec_time_embedder", "frequency_embedding_size", 512),
+    ("decoder.dec_time_embedder", "temb_as_tokens", True),
     ("decoder.dec_nested_dropout", "_target_", "flextok.AttentionMaskedNestedDropout"),
     ("decoder.dec_seq_packer", "mask_mode", "causal"),
     ("decoder.dec_to_patches", "use_mup_readout", True),

@@ -125,6 +125,8 @@ def parse_header(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
     """
     config = {}
     for name, text in metadata.items():
+        if name == "format":  # safetensors' own: which library wrote the file
+            continue
         try:
             config[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -41,11 +41,15 @@ _PATCHES: dict[str, Rule] = {
     "patch_sizes": ANY,
     "flatten_patches": ANY,
 }
-_PACKER: dict[str, Rule] = {"max_seq_len": ANY, "pad_to_multiple": ANY, "compile_block_mask": ANY}
+_PACKER: dict[str, Rule] = {
+    "max_seq_len": ANY,
+    "pad_to_multiple": ANY,
+    "compile_block_mask": ANY,
+    "return_materialized_mask": ANY,
+}
 _HEAD: dict[str, Rule] = {
     "dim": ANY,
     "use_mup_readout": (False,),
-    "weight_init_style": ANY,
     "norm_layer": _plain_norm,
     "dtype_override": ANY,  # heads are float32 here
     "adaLN_bias": (True,),
@@ -66,7 +70,6 @@ _TRUNK: dict[str, Rule] = {
     "gated_mlp": (True,),
     "qk_norm": (True,),
     "use_act_checkpoint": ANY,
-    "weight_init_style": ANY,
     "zero_init_query_proj": ANY,
     "score_mod_read_key": (None,),
     "rope_forward_read_key": (None,),
@@ -139,7 +142,12 @@ MODULES: dict[str, tuple[str, dict[str, Rule]]] = {
     ),
     "decoder.dec_time_embedder": (
         "TimestepEmbedder",
-        {"dim": ANY, "frequency_embedding_size": (256,), "max_timestep": ANY},
+        {
+            "dim": ANY,
+            "frequency_embedding_size": (256,),
+            "max_timestep": ANY,
+            "temb_as_tokens": (False,),
+        },
     ),
     "decoder.dec_transformer": ("FlexTransformer", _TRUNK | {"adaLN_expansion": (2,)}),
     "decoder.dec_unpacker": ("SequenceUnpacker", {}),
@@ -167,7 +175,13 @@ MODULES: dict[str, tuple[str, dict[str, Rule]]] = {
     ),
     "regularizer": (
         "FSQ",
-        {"levels": ANY, "drop_quant_p": ANY, "corrupt_tokens_p": ANY, "packed_call": ANY},
+        {
+            "levels": ANY,
+            "drop_quant_p": ANY,
+            "corrupt_tokens_p": ANY,
+            "apply_corrupt_tokens_p": ANY,
+            "packed_call": ANY,
+        },
     ),
     "flow_matching_noise_module": (
         "MinRFNoiseModule",
@@ -175,8 +189,10 @@ MODULES: dict[str, tuple[str, dict[str, Rule]]] = {
     ),
     "pipeline": ("MinRFPipeline", {"out_channels": ANY}),
 }
-"""Module: the reference's class, and what its options may be. Besides these, `_target_` and
-`_partial_` are understood everywhere, and names of dictionary entries (`..._key`, `..._keys`)."""
+"""Module: the reference's class, and what its options may be. Besides these, EVERYWHERE is understood
+of all of them, and names of dictionary entries (`..._key`, `..._keys`)."""
+
+EVERYWHERE = {"_target_", "_partial_", "weight_init_style"}
 
 OPTIONAL = {"decoder.dec_repa_unpacker", "flow_matching_noise_module"}
 REQUIRED = {  # options whose default in the reference is not what is implemented here
@@ -229,8 +245,7 @@ def check_options(
     for option, value in options.items():
         rule = rules.get(option)
         if rule is None:
-            wiring = option in ("_target_", "_partial_") or option.endswith(("_key", "_keys"))
-            if not wiring:
+            if option not in EVERYWHERE and not option.endswith(("_key", "_keys")):
                 raise refusal(source, f"{name}.{option}", value)
         elif callable(rule):
             if not rule(value):
