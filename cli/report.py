@@ -22,11 +22,12 @@ BY = {"budget": "--budget", "time": "--time-limit"}  # what stopped a search, as
 
 @contextmanager
 def prompt_warnings(quiet: bool) -> Iterator[list[str]]:
-    """Say on stderr, unless quiet, what the verifier warns of; yields the sentences."""
+    """Say on stderr, unless quiet, what a search warns of; yields the sentences."""
     from tfgen.cache import CacheWarning
     from tfgen.pipeline import PromptWarning
+    from tfgen.search import RecordWarning
 
-    ours = (PromptWarning, CacheWarning)
+    ours = (PromptWarning, CacheWarning, RecordWarning)
     sentences: list[str] = []
     show_others = warnings.showwarning
 

@@ -6,6 +6,8 @@ import torch
 from tests.toy_search import run
 from tests.toys import ToyPrior, ToyTokenizer, rugged
 from tfgen.errors import InputError, TfgenError
+from tfgen.search import RecordWarning
+from tfgen.search.journal import Journal
 from tfgen.search.trace import Trace, read_step
 
 WAYS = [
@@ -98,6 +100,24 @@ def test_a_score_that_is_not_a_number_is_null(tmp_path):
     assert first["pool"]["scores"] == [0.5] * 8 + [None]
     assert "NaN" not in json.dumps(first) and "Infinity" not in json.dumps(first)
     assert read_step(first).pool.scores[-1] == -torch.inf
+
+
+@pytest.mark.parametrize("kind", ["trace", "resume"])
+def test_a_disk_that_is_full_costs_the_record_and_not_the_search(tmp_path, monkeypatch, kind):
+    written = {"trace": Trace, "resume": Journal}[kind]
+    write = written.write
+
+    def full(self, line):
+        if line.get("index", 0) > 2:
+            raise TfgenError("No space left on device.")
+        write(self, line)
+
+    monkeypatch.setattr(written, "write", full)
+    options = {"tokenizer": ToyTokenizer(9, 5), "beam": 3}
+    with pytest.warns(RecordWarning, match="No space left on device. The search goes on") as told:
+        result = run(**{kind: tmp_path / "kept"}, **options)
+    assert len(told) == 1 and len(result.steps) == 5
+    assert result.tokens.tolist() == run(**options).tokens.tolist()
 
 
 def test_a_trace_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):

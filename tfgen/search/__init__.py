@@ -13,7 +13,7 @@ from tfgen.search.best_of_n import best_of_n
 from tfgen.search.evaluator import EmbeddingSource, Engine, Evaluator, PlainEngine, Progress
 from tfgen.search.lookahead import lookahead_search
 from tfgen.search.presets import PUBLISHED, SOTO
-from tfgen.search.recorder import Recorder
+from tfgen.search.recorder import Recorder, RecordWarning
 from tfgen.search.records import Pool, SearchResult, Step, Stopped
 from tfgen.search.schedule import prefix_lengths
 from tfgen.search.settings import SearchSettings
@@ -75,6 +75,7 @@ __all__ = [
     "PlainEngine",
     "Pool",
     "Progress",
+    "RecordWarning",
     "SOTO",
     "SearchResult",
     "SearchSettings",

@@ -71,6 +71,9 @@ class Journal:
                 f"The search could not be kept in {str(self.path)!r}: {error.strerror or error}."
             ) from error
 
+    def close(self) -> None:
+        self._file.close()
+
     def _read(self) -> list[dict[str, Any]]:
         """The lines of an earlier run; what they do not tell to the end is cut off the file."""
         if not self.path.exists():

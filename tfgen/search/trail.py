@@ -395,6 +395,8 @@ class Trail:
             self.stopped,
             self.settings,
         )
-        if self.recorder and not self.finished:
-            self.recorder.finish(result)
+        if self.recorder:
+            if not self.finished:
+                self.recorder.finish(result)
+            self.recorder.close()
         return result
