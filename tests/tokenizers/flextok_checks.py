@@ -226,6 +226,12 @@ def write_checkpoint(
     return folder
 
 
+def module(config: dict, name: str) -> dict:
+    """A module of a config by its dotted name."""
+    section, _, inner = name.partition(".")
+    return config[section]["module_dict"][inner] if inner else config[section]
+
+
 def stored_header() -> dict[str, str]:
     """The strings in the header of the tiny checkpoint, as the reference wrote them."""
     with safe_open(FOLDER / "model.safetensors", framework="numpy") as file:

@@ -12,7 +12,6 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +106,14 @@ class FlexTok(Tokenizer):
 
     def fingerprint(self) -> str:
         """A short hex hash of the checkpoint and of how it is sampled, on any device."""
-        digest = hashlib.sha256(self._file_fingerprint.encode())
+        if self.networks.fingerprint is None:  # reading 10 GB takes a while, but only once
+            if self.folder is None:
+                raise TfgenError("This FlexTok was not loaded, so no file has its fingerprint.")
+            self.networks.fingerprint = file_fingerprint(self.folder, self.config)
+        digest = hashlib.sha256(self.networks.fingerprint.encode())
         scales = [self.sampling.scale(t) for t in self.sampling.times()]
         digest.update(repr((scales, self.sampling.apg)).encode())
         return digest.hexdigest()[:16]
-
-    @cached_property
-    def _file_fingerprint(self) -> str:
-        if self.folder is None:
-            raise TfgenError("This FlexTok has no weights file whose fingerprint there could be.")
-        return file_fingerprint(self.folder, self.config)
 
     def for_seed(self, seed: int) -> FlexTok:
         """The same tokenizer with the noise of this seed."""

@@ -59,6 +59,7 @@ class Networks(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder, self.vae = Encoder(config), Decoder(config), VAE(config)
+        self.fingerprint: str | None = None  # of the file they are from, once it was asked for
 
 
 def load_config(folder: Path) -> FlexTokConfig:

@@ -189,8 +189,8 @@ MODULES: dict[str, tuple[str, dict[str, Rule]]] = {
     ),
     "pipeline": ("MinRFPipeline", {"out_channels": ANY}),
 }
-"""Module: the reference's class, and what its options may be. Besides these, EVERYWHERE is understood
-of all of them, and names of dictionary entries (`..._key`, `..._keys`)."""
+"""Module: the reference's class, and what its options may be. Besides these, EVERYWHERE is
+understood in all of them, and names of dictionary entries (`..._key`, `..._keys`)."""
 
 EVERYWHERE = {"_target_", "_partial_", "weight_init_style"}
 
