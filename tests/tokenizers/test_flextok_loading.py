@@ -1,4 +1,4 @@
-"""FlexTok checkpoints: both layouts, and one sentence for each thing that can be wrong with them."""
+"""FlexTok checkpoints: both layouts, and one sentence for each thing that can be wrong."""
 
 from __future__ import annotations
 
