@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.tokenizers.flextok_checks import VECTORS, model, prefixes
 from tfgen.errors import InputError
 from tfgen.tokenizers.flextok import FlexTok
-from tfgen.tokenizers.flextok_config import SIZES, published
+from tfgen.tokenizers.flextok_config import SIZES, FlexTokConfig, Trunk, published
+from tfgen.tokenizers.flextok_loading import Networks
 
 TOKENS = torch.tensor([[11, 63_999, 0], [40_000, 5, 123]])
 
@@ -161,6 +162,25 @@ def test_shortcuts_change_pictures_by_rounding_only(flextok: FlexTok) -> None:
     for other in pictures[1:]:
         assert 0 <= differ(other, pictures[0]) < 1e-5
     assert any(differ(other, pictures[0]) > 0 for other in pictures[1:])  # they are other paths
+
+
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_255_registers_collapse_as_well_as_15(tokens: int) -> None:
+    """A random decoder with the published number of registers."""
+    torch.manual_seed(0)
+    config = FlexTokConfig(Trunk(64, 1), Trunk(64, 2), vae=model().config.vae)
+    networks = Networks(config).eval().requires_grad_(False)
+    for parameter in networks.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    flextok = FlexTok(networks)
+    prefix = torch.randint(64_000, (2, tokens), generator=torch.Generator().manual_seed(1))
+    x = flextok.noise.expand(2, -1, -1, -1)
+    for conditional in (True, False):
+        found = []
+        for flextok.collapse in (False, True):
+            found.append(flextok.velocity(x, 0.7, prefix, conditional=conditional))
+        assert differ(*found) < 1e-5 * found[0].abs().max()
+        assert found[0].std() > 0.1
 
 
 def test_the_first_unconditional_velocity_of_a_seed_is_computed_once_for_all_decodes(
