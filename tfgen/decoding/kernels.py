@@ -252,7 +252,7 @@ def norm_heads_triton(
     head_block, block = next_power_of_2(heads), next_power_of_2(dim)
     if n * tokens:
         _norm_heads_kernel[(n * tokens, 2)](
-            qkv,
+            qkv[:, :, : 2 * heads * dim],
             qk,
             key_bias if biased else qkv,
             tokens,

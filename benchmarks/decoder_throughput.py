@@ -1,0 +1,369 @@
+"""How many candidates a second does FlexTok decode, through the kernels and without them?
+
+    python -m benchmarks.decoder_throughput      # d18-d28 on a GPU, a tiny one on a CPU
+    python -m benchmarks.decoder_throughput --model d12-d12 --batch 128 --steps 10 --tokens 1
+    python -m benchmarks.decoder_throughput --residual bfloat16 --vae bfloat16 -o benchmarks/results
+
+Weights are random, of the published sizes: time does not depend on them. All engines run in the
+same process, one after the other, on the same tokens, so that their ratio means something; `eager`
+is `FlexTok`, `kernels` is `FusedFlexTok`. Useful work is counted as benchmarks.flextok_flops does,
+without what is redundant. Shares are of what this device does in the same run: a large matrix
+product in the decoder's dtype, and a copy. Where the time went is what torch's profiler says of one
+decode; where it should have gone is the roofline at the measured rates (benchmarks.roofline).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfgen import hub
+from tfgen.decoding.flextok_step import FusedFlexTok
+from tfgen.decoding.kernel_engine import KernelEngine
+from tfgen.errors import finite_number, unknown, whole_number
+from tfgen.pipeline import DEVICES, find_device
+from tfgen.search import PlainEngine
+from tfgen.tokenizers.flextok import FlexTok
+from tfgen.tokenizers.flextok_config import SIZES, FlexTokConfig, Trunk, published
+from tfgen.tokenizers.flextok_loading import Networks
+from tfgen.verifiers.base import Verifier
+
+from . import harness, roofline
+from .flextok_flops import decode_flops
+
+QUESTION = __doc__.splitlines()[0]
+ENGINES = ("eager", "kernels")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TINY = FlexTokConfig(  # the sizes of tests/vectors/flextok_tiny
+    Trunk(64, 2, 32),
+    Trunk(64, 2, 32),
+    num_tokens=16,
+    encoder_table=(4, 4),
+    decoder_table=(4, 4),
+    vae={"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4},
+)
+LISTED = 16  # lines of the profile
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one engine does."""
+
+    engine: str
+    decoded: float  # candidates a second, pictures
+    scored: float | None  # candidates a second, embeddings of the verifier
+    evaluation_ms: float  # of one sample's velocity, conditional or not
+    tflops: float  # of useful work, decoding
+    matmul_share: float
+    peak_gb: float | None  # on a GPU
+    latent_error: float  # mean distance of its latents from those of eager, over their deviation
+
+
+def make(config: FlexTokConfig, device: torch.device, dtype: torch.dtype, vae: torch.dtype):
+    """A FlexTok with random weights."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        networks = Networks(config).eval().requires_grad_(False)
+    networks.decoder.blocks.to(dtype)
+    networks.vae.to(vae).to(memory_format=torch.channels_last)
+    return FlexTok(networks)
+
+
+def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype) -> FlexTok:
+    return tokenizer if name == "eager" else FusedFlexTok.of(tokenizer, residual)
+
+
+def seconds(work: Callable[[], Any], device: torch.device, least: float) -> float:
+    """Median time of `work`, over at least three runs and `least` seconds, after one that warms
+    up."""
+    times: list[float] = []
+    for _ in range(1000):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if len(times) > 3 and sum(times[1:]) > least:
+            break
+    return statistics.median(times[1:])
+
+
+def rates(device: torch.device, dtype: torch.dtype, least: float) -> tuple[float, float]:
+    """FLOP/s of a large matrix product, and bytes/s of a copy, on this device."""
+    side, size = (8192, 2**29) if device.type == "cuda" else (512, 2**22)
+    a = torch.randn(side, side, device=device).to(dtype)
+    product = seconds(lambda: a @ a, device, least)
+    b = torch.empty(size, dtype=torch.uint8, device=device)
+    c = torch.empty_like(b)
+    return 2 * side**3 / product, 2 * size / seconds(lambda: c.copy_(b), device, least)
+
+
+def measure(
+    name: str,
+    tokenizer: FlexTok,
+    verifier: Verifier | None,
+    tokens: Tensor,
+    reference: Tensor | None,
+    flops: float,
+    matmul: float,
+    least: float,
+) -> tuple[Measured, Tensor]:
+    """Times of one engine, and its latents. reference: those of eager; flops: of a candidate."""
+    device, sampling = tokenizer.device, tokenizer.sampling
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    settings = {"steps": sampling.steps, "guidance": sampling.guidance, "apg": sampling.apg}
+    latents = tokenizer.decode_latents(tokens, **settings)
+    sampled = seconds(lambda: tokenizer.decode_latents(tokens, **settings), device, least)
+    decoded = seconds(lambda: tokenizer.decode(tokens), device, least)
+    scored = None
+    if verifier is not None:
+        kind = PlainEngine if name == "eager" else KernelEngine
+        engine = kind(tokenizer, verifier)
+        scored = len(tokens) / seconds(lambda: engine.embed([tokens]), device, least)
+    evaluations = sampling.steps * (2 if sampling.guided else 1)
+    reference = latents if reference is None else reference
+    error = (latents - reference).abs().mean() / reference.std()
+    useful = flops * len(tokens) / decoded
+    row = Measured(
+        name,
+        len(tokens) / decoded,
+        scored,
+        sampled / len(tokens) / evaluations * 1e3,
+        useful / 1e12,
+        useful / matmul,
+        torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
+        error.item(),
+    )
+    return row, latents
+
+
+def profile(work: Callable[[], Any], device: torch.device) -> list[tuple[str, int, float]]:
+    """What one run spends its time in: kernel or operation, calls, ms; the largest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiling
+
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profiling(activities=activities) as found:
+        work()
+        if on_gpu:
+            torch.cuda.synchronize()
+    rows = [
+        (
+            event.key,
+            event.count,
+            (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3,
+        )
+        for event in found.key_averages()
+    ]
+    return sorted(rows, key=lambda row: -row[2])[:LISTED]
+
+
+def vae_error(tokenizer: FlexTok, latents: Tensor) -> float:
+    """Mean distance, in 8-bit levels, of the VAE's pictures from those of float32."""
+    exact = copy.copy(tokenizer)
+    exact.vae = copy.deepcopy(tokenizer.vae).float()
+    some = latents[:8]
+    return 255 * (tokenizer.pictures(some) - exact.pictures(some)).abs().mean().item()
+
+
+def random_verifier(name: str, device: torch.device) -> Verifier | None:
+    """A packaged verifier, or an open_clip model of that architecture with random weights."""
+    if name == "none":
+        return None
+    if name in hub.MODELS:
+        return hub.load_verifier(name, device, "cosine")
+    import open_clip
+
+    from tfgen.verifiers.clip import GENERAL_WORDS, ClipVerifier
+    from tfgen.verifiers.contrast import ContrastWords
+
+    if name not in open_clip.list_models():
+        raise unknown("open_clip model", name, ["none", "ViT-L-14", "ViT-H-14", "ViT-B-32"])
+    model = open_clip.create_model(name).to(device)
+    words = ContrastWords.load(GENERAL_WORDS)
+    return ClipVerifier(model, open_clip.get_tokenizer(name), words, name=name, score="cosine")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=QUESTION, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", choices=["tiny", *SIZES], help="(default: d18-d28 on CUDA, else tiny)")
+    add("--batch", type=int, metavar="N", help="candidates decoded together (64 on CUDA, else 4)")
+    add("--tokens", type=int, default=4, metavar="K", help="length of the prefixes (4)")
+    add("--steps", type=int, metavar="N", help="Euler steps (20 on CUDA, else 2)")
+    add("--guidance", type=float, default=7.5, help="scale (7.5); 1 is without")
+    add("--cfg", action="store_true", help="plain guidance in place of APG")
+    add("--engines", nargs="+", default=list(ENGINES), choices=ENGINES, help="(both)")
+    add("--dtype", choices=["float32", "bfloat16"], help="of the blocks (bfloat16 on CUDA)")
+    add("--residual", default="float32", choices=["float32", "bfloat16"], help="of the kernels'")
+    add("--vae", default="float32", choices=DTYPES, help="dtype of the VAE (float32)")
+    add("--verifier", help="open_clip architecture, packaged name or none (ViT-L-14 on CUDA)")
+    add("--device", default="auto", choices=DEVICES, help="(auto)")
+    add("--seconds", type=float, default=5.0, help="of each measurement, at least (5)")
+    add("-o", "--output", type=Path, metavar="DIR", help="write decoder_throughput.json, .md there")
+    args = parser.parse_args()
+    found, rows = run(with_defaults(args))
+    text = report(found, rows)
+    print(text)
+    if args.output:
+        write(args.output, found, text)
+
+
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """What was not given, as it suits the device. Raises InputError on values out of range."""
+    args.device = find_device(args.device)
+    on_gpu = args.device.type == "cuda"
+    for name, gpu, cpu in (
+        ("model", "d18-d28", "tiny"),
+        ("batch", 64, 4),
+        ("steps", 20, 2),
+        ("dtype", "bfloat16", "float32"),
+        ("verifier", "ViT-L-14", "none"),
+    ):
+        if getattr(args, name) is None:
+            setattr(args, name, gpu if on_gpu else cpu)
+    args.config = TINY if args.model == "tiny" else published(args.model)
+    whole_number("--batch", args.batch, 1)
+    whole_number("--steps", args.steps, 1)
+    whole_number("--tokens", args.tokens, 1, args.config.num_tokens)
+    finite_number("--seconds", args.seconds, 0)
+    return args
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
+    """Measure all that is asked for: what goes into the JSON file, and a row for each engine."""
+    device, config, least = args.device, args.config, args.seconds
+    dtype, residual = DTYPES[args.dtype], DTYPES[args.residual]
+    matmul, bandwidth = rates(device, dtype, least)
+    tokenizer = make(config, device, dtype, DTYPES[args.vae])
+    tokenizer = tokenizer.with_sampling(steps=args.steps, guidance=args.guidance, apg=not args.cfg)
+    verifier = random_verifier(args.verifier, device)
+    with torch.device("meta"):
+        skeleton = FlexTok(Networks(config).eval().requires_grad_(False))
+    flops = decode_flops(skeleton, args.tokens, args.steps)
+    noise = torch.Generator().manual_seed(0)
+    shape = (args.batch, args.tokens)
+    prefixes = torch.randint(tokenizer.vocab_size, shape, generator=noise).to(device)
+
+    rows: list[Measured] = []
+    profiles: dict[str, list[tuple[str, int, float]]] = {}
+    reference: Tensor | None = None
+    with torch.inference_mode():
+        for name in sorted(args.engines):  # eager first: the others are compared with it
+            engine = engine_of(name, tokenizer, residual)
+            row, latents = measure(
+                name, engine, verifier, prefixes, reference, flops, matmul, least
+            )
+            reference = latents if name == "eager" else reference
+            rows.append(row)
+            profiles[name] = profile(lambda engine=engine: engine.decode(prefixes), device)
+        picture_error = vae_error(tokenizer, latents)
+    registers = min(args.tokens + 1, config.num_tokens)
+    predicted = roofline.predicted(
+        roofline.evaluation(config, 2 * args.batch, registers, dtype.itemsize, residual.itemsize),
+        (matmul, bandwidth),
+    )
+    names = (
+        "model",
+        "batch",
+        "tokens",
+        "steps",
+        "guidance",
+        "dtype",
+        "residual",
+        "vae",
+        "verifier",
+    )
+    settings = {name: getattr(args, name) for name in names} | {"apg": not args.cfg}
+    settings["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    found = {
+        "settings": settings,
+        "matmul_tflops": matmul / 1e12,
+        "bandwidth_tb": bandwidth / 1e12,
+        "gflop_per_candidate": flops / 1e9,
+        "vae_error_levels": picture_error,
+        "engines": [asdict(row) for row in rows],
+        "profiles": profiles,
+        "roofline": [asdict(op) | {"seconds": spent} for op, spent, _ in predicted],
+    }
+    return found, rows
+
+
+def report(found: dict[str, Any], rows: list[Measured]) -> str:
+    """The tables of the page."""
+    base = next((row for row in rows if row.engine == "eager"), None)
+    columns = ["engine", "decoded/s", "scored/s", "against eager", "ms an evaluation"]
+    columns += ["useful TFLOP/s", "of a matrix product", "peak memory", "error"]
+    table = [
+        [
+            row.engine,
+            f"{row.decoded:,.2f}",
+            "" if row.scored is None else f"{row.scored:,.2f}",
+            f"{row.decoded / base.decoded:.2f}x" if base else "",
+            f"{row.evaluation_ms:.3f}",
+            f"{row.tflops:.3f}",
+            f"{row.matmul_share:.1%}",
+            "" if row.peak_gb is None else f"{row.peak_gb:.1f} GB",
+            f"{row.latent_error:.1e}",
+        ]
+        for row in rows
+    ]
+    told = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+    head = (
+        f"{told}. Measured here: {found['matmul_tflops']:,.2f} TFLOP/s in a matrix product, "
+        f"{found['bandwidth_tb']:.3f} TB/s in a copy. Useful work is "
+        f"{found['gflop_per_candidate']:,.1f} GFLOP a candidate. The VAE's pictures are "
+        f"{found['vae_error_levels']:.2f} of 255 levels from those of float32. Error: of the "
+        "latents, relative to their deviation, from eager's."
+    )
+    parts = [head, harness.markdown(columns, table)]
+    for name, lines in found["profiles"].items():
+        total = sum(line[2] for line in lines)
+        spent = [
+            [key[:60].replace("|", "/"), str(count), f"{ms:,.2f}", f"{ms / total:.1%}"]
+            for key, count, ms in lines
+        ]
+        parts.append(f"One decode, {name}: the {len(lines)} largest.")
+        parts.append(harness.markdown(["kernel", "calls", "ms", "share of these"], spent))
+    parts.append("One evaluation of both conditions, predicted from the rates above.")
+    operations = [
+        [
+            row["name"],
+            str(row["times"]),
+            f"{row['flops'] * row['times'] / 1e9:,.2f}",
+            f"{row['bytes'] * row['times'] / 1e6:,.2f}",
+            f"{row['seconds'] * 1e3:.3f}",
+        ]
+        for row in found["roofline"]
+    ]
+    columns = ["operation", "times", "GFLOP", "MB", "ms"]
+    parts.append(harness.markdown(columns, operations))
+    return "\n\n".join(parts)
+
+
+def write(folder: Path, found: dict[str, Any], text: str) -> None:
+    """JSON and page, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = harness.record(argparse.Namespace(jobs=1))
+    data = json.dumps({"made": made, **found}, indent=1)
+    harness.write_whole(folder / "decoder_throughput.json", data.encode() + b"\n")
+    versions = ", ".join(f"{name} {value}" for name, value in made["versions"].items() if value)
+    page = f"# {QUESTION}\n\n{text}\n\nMade by `{made['command']}`, {made['date']}; {versions}\n"
+    harness.write_whole(folder / "decoder_throughput.md", page.encode())
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.command(main))

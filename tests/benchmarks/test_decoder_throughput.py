@@ -1,0 +1,67 @@
+"""The throughput benchmark at toy size on the CPU: what it measures, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import decoder_throughput
+from tfgen.errors import InputError
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["decoder_throughput.py", *map(str, options)])
+    decoder_throughput.main()
+
+
+def test_both_engines_are_measured_in_one_run_and_decode_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ("--batch", 2, "--tokens", 3, "--seconds", 0, "--device", "cpu", "-o", tmp_path)
+    run(monkeypatch, *options)
+    found = json.loads((tmp_path / "decoder_throughput.json").read_text())
+    assert found["settings"]["model"] == "tiny"
+    eager, kernels = found["engines"]
+    assert (eager["engine"], kernels["engine"]) == ("eager", "kernels")
+    assert kernels["latent_error"] < 1e-4
+    for row in (eager, kernels):
+        assert row["decoded"] > 0 and row["evaluation_ms"] > 0
+        useful = found["gflop_per_candidate"] * row["decoded"] / 1e3
+        assert row["tflops"] == pytest.approx(useful)
+        assert row["matmul_share"] == pytest.approx(useful / found["matmul_tflops"])
+        assert found["profiles"][row["engine"]][0][2] > 0
+    assert found["vae_error_levels"] == 0
+    assert {row["name"] for row in found["roofline"]} >= {"q, k, v", "attention", "swiglu"}
+    page = (tmp_path / "decoder_throughput.md").read_text()
+    assert capsys.readouterr().out.strip() in page
+    assert "| kernels |" in page and "Made by `" in page
+
+
+def test_a_bfloat16_vae_and_stream_cost_precision_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = ("--batch", 1, "--steps", 1, "--seconds", 0, "--device", "cpu", "-o", tmp_path)
+    run(monkeypatch, *options, "--vae", "bfloat16", "--residual", "bfloat16")
+    found = json.loads((tmp_path / "decoder_throughput.json").read_text())
+    assert 0 < found["vae_error_levels"] < 5
+    assert 1e-4 < found["engines"][1]["latent_error"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--batch", 0), "--batch must be a whole number from 1 up"),
+        (("--steps", 0), "--steps must be a whole number from 1 up"),
+        (("--tokens", 17), "--tokens must be a whole number from 1 to 16"),
+        (("--seconds", -1), "--seconds must be a finite number from 0 up"),
+        (("--verifier", "ViT-L-15", "--seconds", 0), "did you mean 'ViT-L-14'"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    monkeypatch: pytest.MonkeyPatch, options: tuple, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        run(monkeypatch, *options, "--device", "cpu", "--model", "tiny")
