@@ -186,14 +186,33 @@ Complete = Annotated[
     ),
 ]
 Shortlist = Annotated[
-    int | None, option(METHOD, "Codes per beam and step that the verifier's gradient picks.")
+    int | None,
+    option(
+        METHOD, "Of a beam's candidates, so many are chosen from the whole codebook, not drawn."
+    ),
+]
+ShortlistBy = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "What they are chosen by: a fit to the pictures seen, or gradients of the score.",
+        metavar="surrogate|gradient",
+    ),
 ]
 Screen = Annotated[
     bool, option(METHOD, "Decode candidates cheaply first, and only the best in full.", "--screen")
 ]
 Refine = Annotated[
     int | None,
-    option(METHOD, "Sweeps that draw single tokens of the result again.", metavar="SWEEPS"),
+    option(
+        METHOD,
+        "After the search choose each token of the best prefixes again, in so many sweeps.",
+        metavar="SWEEPS",
+    ),
+]
+Anneal = Annotated[
+    float | None,
+    option(METHOD, "refine: start at this temperature, in units of the score.", metavar="T"),
 ]
 NoAtlas = Annotated[
     bool,

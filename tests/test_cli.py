@@ -107,8 +107,8 @@ def test_help_lists_the_commands_and_generates_options(run: Callable[..., Run]) 
         "--tokens --schedule --seed --device --num-images --steps-image --negative --score "
         "--budget --batch-size --json --quiet --search --samples --lookahead --rollouts "
         "--rollout --rollout-score --lookahead-steps --start --branch --first-step --repeats "
-        "--max-children --keep --complete --shortlist --screen --refine --no-atlas --time-limit "
-        "--trace --resume"
+        "--max-children --keep --complete --shortlist --shortlist-by --screen --refine "
+        "--anneal --no-atlas --time-limit --trace --resume"
     )
     assert all(option in generate.out for option in options.split())
     for told in ("beam|lookahead|best-of-n", "FILE.jsonl"):
@@ -220,6 +220,10 @@ def test_the_searches_by_name_with_their_options(run: Callable[..., Run]) -> Non
     assert (settings["keep"], settings["complete"]) == ("last", "sample")
     assert (settings["distinct"], settings["atlas"]) == (False, False)
     assert settings["time_limit"] == 60
+
+    assert run(PROMPT, "--refine", "2", "--anneal", "0.5", "--budget", "40").code == 0
+    settings = load_png(FILE)[1]["settings"]
+    assert (settings["refine"], settings["anneal"]) == (2, 0.5)
 
     assert run(PROMPT, "--search", "best-of-n", "-n", "5").code == 0
     recipe = load_png(FILE)[1]
@@ -371,6 +375,9 @@ def test_a_word_the_verifier_does_not_know_is_said_on_stderr(run: Callable[..., 
         ([PROMPT, "--search", "lookahead", "--lookahead", "far"], "or 'end' (-1)"),
         ([PROMPT, "--start", "1;2"], "--start must be tokens with commas between them"),
         ([PROMPT, "--start", "1,99"], "Token 99 is not in the codebook"),
+        ([PROMPT, "--shortlist", "2"], "the tokenizer toy has none: use shortlist 0"),
+        ([PROMPT, "--shortlist-by", "gradients"], "did you mean 'gradient'"),
+        ([PROMPT, "--anneal", "1"], "anneal is the temperature of a refinement: give refine too"),
         ([PROMPT, "--time-limit", "0"], "time_limit must be a number of seconds above 0"),
         (["replay", "gone.png"], "no file 'gone.png'"),
         (["replay"], "FILE.png"),
