@@ -21,10 +21,12 @@ from .judge import judge
 from .models import models
 from .prior import prior
 from .replay import replay
+from .tree import tree
 
 COMMANDS = {
     "generate": generate,
     "replay": replay,
+    "tree": tree,
     "judge": judge,
     "bench": bench,
 }
