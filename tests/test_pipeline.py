@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def test_what_is_left_out_takes_the_models_default(pipeline: Pipeline) -> None:
     assert pipeline.settings(beam=None, tokens=1).beam == 2
     assert pipeline.settings(beam=5).beam == 5
     assert pipeline.settings().schedule == "one"
+
+
+def test_defaults_that_the_search_does_not_use_are_left_out(pipeline: Pipeline) -> None:
+    pipeline = replace(pipeline, defaults={**pipeline.defaults, "refine": 1})
+    assert pipeline.settings().refine == 1
+    assert pipeline.settings(search="best-of-n").refine == 0
+    with pytest.raises(InputError, match="refine means nothing to the search 'best-of-n'"):
+        pipeline.settings(search="best-of-n", refine=1)
 
 
 def test_generate_loads_and_makes_one_picture(toy_weights: Path) -> None:
