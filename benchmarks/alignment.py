@@ -31,7 +31,7 @@ QUESTION = __doc__.splitlines()[0]
 
 
 def main() -> None:
-    parser = Parser(QUESTION, prompts=64, seeds=1)
+    parser = Parser(QUESTION, prompts=40, seeds=1)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--split", choices=SPLITS, default="dev", help="of SpriteEval")
     source.add_argument(
