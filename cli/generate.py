@@ -68,6 +68,7 @@ def generate(
     budget: o.Budget = None,
     time_limit: o.TimeLimit = None,
     batch_size: o.BatchSize = None,
+    cache: o.Cache = None,
     trace: o.TraceFile = None,
     resume: o.Resume = None,
 ) -> None:
@@ -122,7 +123,13 @@ def generate(
     done: list[tuple[Result, Path]] = []
     with prompt_warnings(quiet) as sentences:
         pipeline = Pipeline.load(
-            model, verifier=verifier, prior=prior, guidance=guidance, device=device, score=score
+            model,
+            verifier=verifier,
+            prior=prior,
+            guidance=guidance,
+            device=device,
+            score=score,
+            cache=None if str(cache) == "off" else cache,
         )
         try:
             for index, path in enumerate(paths):

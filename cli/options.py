@@ -63,7 +63,8 @@ Prior = Annotated[
     str | None,
     option(
         MODELS,
-        "What proposes tokens: uniform, frequency or autoregressive (default: the model's).",
+        "What proposes tokens: uniform, frequency, retrieval, autoregressive, or several joined by "
+        "+ (default: the model's).",
     ),
 ]
 Guidance = Annotated[
@@ -229,6 +230,14 @@ TimeLimit = Annotated[
 BatchSize = Annotated[
     int | None,
     option(LIMITS, "Pictures a batch (default: what suits the device); changes no result."),
+]
+Cache = Annotated[
+    Path | None,
+    option(
+        LIMITS,
+        "Keep in this folder what prefixes look like, for later searches; changes no result.",
+        metavar="DIR|off",
+    ),
 ]
 TraceFile = Annotated[
     Path | None,
