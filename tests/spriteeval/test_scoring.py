@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from PIL import Image
+from torch import Tensor
 
-from tfgen.spriteeval import SIX_TASKS
-from tfgen.spriteeval.scoring import Outcome, Share, mean, share, summarise, wilson
+from tfgen.judge import Detection, Seen
+from tfgen.spriteeval import SIX_TASKS, Metadata
+from tfgen.spriteeval.scoring import Outcome, Share, mean, run, share, summarise, wilson
 
 
 def outcomes(tag: str, right: int, wrong: int) -> list[Outcome]:
@@ -24,6 +27,34 @@ def test_wilson_agrees_with_the_textbook() -> None:
     ]:
         assert wilson(right / count, count) == pytest.approx((low, high), abs=5e-5)
     assert wilson(1.0, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+
+
+class ColourJudge:
+    """Sees a fox in a red picture, and nothing in any other."""
+
+    def look(self, images: Tensor) -> list[Seen]:
+        fox = Detection("fox", "red", (0.0, 0.0, 1.0, 1.0), 1.0)
+        red = ((images[:, 0] == 1) & (images[:, 1:] == 0).all(dim=1)).all(dim=(1, 2))
+        return [Seen([fox] if is_red else [], "snow", 1.0) for is_red in red.tolist()]
+
+
+def test_a_run_makes_and_judges_a_picture_for_each_prompt_and_seed() -> None:
+    prompts = [
+        {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a {name}"}
+        for name in ("fox", "cat")
+    ]
+    asked = []
+
+    def picture(metadata: Metadata, seed: int) -> Image.Image:
+        asked.append((metadata["prompt"], seed))
+        return Image.new("RGB", (6, 4), "red" if seed else "blue")
+
+    found = list(run(prompts, picture, ColourJudge(), seeds=(0, 1)))
+    assert asked == [("a fox", 0), ("a fox", 1), ("a cat", 0), ("a cat", 1)]
+    assert [(o.prompt, o.seed) for o in found] == asked
+    assert [o.correct for o in found] == [False, True, False, False]
+    assert [o.reason for o in found if o.correct] == [""]
+    assert "expected 1 cat, found 0" in found[-1].reason
 
 
 def test_accuracy_is_by_task_and_overall_the_mean_of_genevals_six() -> None:

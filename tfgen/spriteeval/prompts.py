@@ -277,6 +277,7 @@ class Writer:
                 names = (f"{c} {self.noun(one)}", f"{d} {self.noun(two)}")
                 things = [thing(one, color=c), thing(two, color=d)]
             prompt = form.format(x=a(names[0]), y=a(names[1]))
+            things = things[::-1] if form.startswith("{y}") else things
             entries.append(entry("free_phrasing", prompt, things))
         return entries
 
