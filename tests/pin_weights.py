@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tfgen.hub import WEIGHTS
 from tfgen.judge import Judge
+from tfgen.priors.autoregressive import FILE_NAME, AutoregressivePrior
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.verifiers.clip import ClipVerifier
 
@@ -46,6 +47,7 @@ def outputs() -> dict[str, Any]:
         "rendered": rendered.flatten().tolist(),
         "scores": [verifier.score(pictures, verifier.prepare(p)).tolist() for p in PROMPTS],
         **judged(pictures),
+        "log_probs": likelihood("sprites", tokens),
         "encoded": tokenizer.encode(pictures).tolist(),
     }
 
@@ -56,6 +58,13 @@ def judged(pictures: Tensor) -> dict[str, Any]:
         answers = Judge.load(WEIGHTS / "sprites-judge").model(pictures)
     centres, backgrounds = torch.sigmoid(answers.centre), answers.background.softmax(1)
     return {"centres": rounded(centres), "backgrounds": rounded(backgrounds)}
+
+
+def likelihood(model: str, tokens: Tensor) -> list[float]:
+    """What a model's autoregressive prior says of each token, each row with a prompt."""
+    prior = AutoregressivePrior.load(WEIGHTS / model / FILE_NAME)
+    rows = zip(PROMPTS, tokens[:, None], strict=True)
+    return rounded(torch.cat([prior.condition(p).sequence_log_prob(row) for p, row in rows]))
 
 
 def rounded(values: Tensor) -> list[float]:

@@ -34,6 +34,11 @@ def test_the_verifier_gives_the_pinned_scores(pinned, now):
     )
 
 
+def test_the_trained_prior_gives_the_pinned_log_probs(pinned, now):
+    found, expected = torch.tensor(now["log_probs"]), torch.tensor(pinned["log_probs"])
+    assert torch.allclose(found, expected, atol=0.02, rtol=0.002)
+
+
 def test_pictures_encode_to_the_pinned_tokens(pinned, now):
     # rounding may flip a code that lies on the edge of its bin, on another processor
     same = torch.tensor(now["encoded"]) == torch.tensor(pinned["encoded"])
