@@ -63,9 +63,8 @@ def test_interpreted_kernels_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch)
         kernel_report.main()
 
 
-@pytest.mark.parametrize("size", ["d12-d12", "d18-d28"])
-def test_the_roofline_has_the_flops_that_pytorch_counts(size: str) -> None:
-    config, samples, registers = published(size), 3, 5
+def test_the_roofline_has_the_flops_that_pytorch_counts() -> None:
+    config, samples, registers = published("d18-d28"), 3, 5
     with torch.device("meta"), torch.no_grad():
         tokenizer = FusedFlexTok(Networks(config).eval())
         latents = torch.empty(samples, config.grid**2, config.patch**2 * config.channels)
