@@ -358,6 +358,9 @@ def command(main: Callable[[], None]) -> int:
     except TfgenError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("Error: Stopped by Ctrl-C before there was a new row.", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -192,6 +192,14 @@ def test_ctrl_c_is_one_sentence_and_130(tmp_path: Path, jobs: int) -> None:
     assert f"with {len(rows(path))} of" in err
 
 
+def test_ctrl_c_before_any_work_is_a_sentence_too(capsys: pytest.CaptureFixture) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert harness.command(main) == 130
+    assert capsys.readouterr().err == "Error: Stopped by Ctrl-C before there was a new row.\n"
+
+
 def test_errors_are_one_sentence_and_2(tmp_path: Path) -> None:
     with start(tmp_path, "--rows", "many") as process:
         out, err = process.communicate(timeout=60)
