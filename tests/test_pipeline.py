@@ -97,6 +97,14 @@ def test_defaults_that_the_search_does_not_use_are_left_out(pipeline: Pipeline) 
         pipeline.settings(search="best-of-n", refine=1)
 
 
+def test_a_screening_takes_the_place_of_the_models_shortlist(pipeline: Pipeline) -> None:
+    pipeline = replace(pipeline, defaults={**pipeline.defaults, "shortlist": 1})
+    assert pipeline.settings().shortlist == 1
+    assert pipeline.settings(screen=True).shortlist == 0
+    with pytest.raises(InputError, match="use screen with shortlist 0"):
+        pipeline.settings(screen=True, shortlist=1)
+
+
 def test_generate_loads_and_makes_one_picture(toy_weights: Path) -> None:
     result = tfgen.generate(PROMPT, device="cpu", beam=1, candidates=2, tokens=2, seed=4)
     assert [step.length for step in result.steps] == [1, 2]

@@ -173,6 +173,8 @@ class Pipeline:
         given = {name: value for name, value in options.items() if value is not None}
         kind = given.get("search", self.defaults.get("search", "beam"))
         usual = {k: v for k, v in self.defaults.items() if kind in ONLY_FOR.get(k, (kind,))}
+        if given.get("screen"):
+            usual.pop("shortlist", None)  # it is one or the other
         return SearchSettings(**{**usual, **given})
 
     def generate(

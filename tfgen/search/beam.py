@@ -10,6 +10,7 @@ from torch import Tensor
 from tfgen.search.completion import complete_beam
 from tfgen.search.records import SearchResult
 from tfgen.search.refinement import refine
+from tfgen.search.screening import check_screening, screened
 from tfgen.search.shortlist import check_shortlist, shortlisted
 from tfgen.search.trail import Trail
 
@@ -23,7 +24,8 @@ def beam_search(trail: Trail) -> SearchResult:
             beam = the `beam` best of the pool
         return the best prefix ever seen
 
-    With a shortlist, some of the candidates are drawn from the prior, and the others chosen.
+    With a shortlist, some of the candidates are drawn from the prior, and the others chosen; with a
+    screening, they are the best of more that were looked at as drafts.
 
     Source: "(1D) Ordered Tokens Enable Efficient Test-Time Search" (arXiv 2604.15453), beam search,
     and its code, SoTo. Where ours differs, unless the settings say otherwise (presets.SOTO does):
@@ -39,6 +41,8 @@ def beam_search(trail: Trail) -> SearchResult:
     """
     if trail.settings.shortlist:
         check_shortlist(trail)
+    if trail.settings.screen:
+        check_screening(trail)
     return grow(trail, lambda pool: None)
 
 
@@ -57,8 +61,11 @@ def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchRes
 def candidates(trail: Trail, length: int) -> Tensor | Iterable[Tensor]:
     """The pool of a step to this length, Int64[N, length], or its rounds."""
     prefixes, count = trail.parents(length)  # [B, k]
-    all_of_them = trail.exhaustive and not trail.steps
-    if trail.settings.shortlist and not all_of_them:
-        draw, new = partial(trail.propose, prefixes, length), slice(prefixes.shape[1], length)
-        return shortlisted(trail, draw, len(prefixes), new, count)
-    return trail.propose(prefixes, length, count)
+    draw = partial(trail.propose, prefixes, length)
+    if trail.exhaustive and not trail.steps:
+        return draw(count)  # all there are
+    if trail.settings.shortlist:
+        return shortlisted(trail, draw, len(prefixes), slice(prefixes.shape[1], length), count)
+    if trail.settings.screen:
+        return screened(trail, draw, len(prefixes), count)
+    return draw(count)

@@ -33,7 +33,6 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "screen": ("beam",),
     "refine": ("beam", "lookahead"),
 }
-PLANNED = ("screen",)  # settings that nothing implements yet
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ class SearchSettings:
     expansion, each gradient of which is charged as 3 of the candidates."""
 
     screen: bool = False
-    """Score candidates by a cheap decode first, and only the best of them by the full one."""
+    """Look at drafts of more candidates than are decoded, and decode the best of them. Drafts are
+    charged by the tokenizer's `draft_cost`, within what the candidates may cost."""
 
     refine: int = 0
     """After the search, sweeps over the tokens of its best prefixes, each chosen again with all
@@ -174,9 +174,8 @@ class SearchSettings:
             )
         if self.anneal and not self.refine:
             raise InputError("anneal is the temperature of a refinement: give refine too.")
-        for name in PLANNED:
-            if getattr(self, name):
-                raise InputError(f"{name} is not there yet in this version of tfgen: leave it out.")
+        if self.screen and self.shortlist:
+            raise InputError("A step has a screening or a shortlist: use screen with shortlist 0.")
 
     @property
     def start_prefixes(self) -> list[list[int]]:

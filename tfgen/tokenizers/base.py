@@ -26,6 +26,10 @@ class Tokenizer(ABC):
     render_size: int
     """Side of `render`'s pictures, in pixels; at least `image_size`."""
 
+    draft_cost: float | None = None
+    """What a `draft` that the verifier looks at costs, as a share of a `decode` that it looks at:
+    above 0, below 1. None: there are no drafts."""
+
     @property
     @abstractmethod
     def device(self) -> torch.device:
@@ -59,6 +63,14 @@ class Tokenizer(ABC):
     def render(self, tokens: Tensor) -> Tensor:
         """The final picture, Float[N, 3, render_size, render_size]; by default `decode`'s."""
         return self.decode(tokens)
+
+    def draft(self, tokens: Tensor) -> Tensor:
+        """A cheaper picture that scores about as `decode`'s does: Int64[N, k] -> Float[N, 3, h, h]
+        in [0, 1]. It may be smaller, and lack detail; the same of every row. Optional.
+
+        For screening: a search looks at many drafts, and decodes the best of them.
+        """
+        raise TfgenError(f"The tokenizer {self.name} has no drafts.")
 
     def code_embeddings(self) -> Tensor:
         """Float[vocab_size, d]: the codebook. Optional."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from tfgen.hub import load_weights, read_json, read_safetensors
 from tfgen.packing import unpack
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.fsq import FSQ
+from tfgen.tokenizers.sprites_draft import half_size
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, paint
 from tfgen.tokenizers.sprites_render import SpritesRenderer
 
@@ -31,6 +33,7 @@ class SpritesTokenizer(Tokenizer):
     """An ordered tokenizer whose decoder paints a background and up to four objects."""
 
     name = "sprites"
+    draft_cost = 0.77  # measured on a CPU core at 1 to 8 tokens: 0.75 to 0.80
 
     def __init__(self, model: SpritesModel, renderer: SpritesRenderer | None = None):
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -89,10 +92,22 @@ class SpritesTokenizer(Tokenizer):
         codes = F.pad(embeddings, (0, 0, 0, self.num_tokens - length))
         return self._decode(codes, torch.full((n,), length, device=codes.device))
 
-    def _decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+    @torch.no_grad()
+    def draft(self, tokens: Tensor) -> Tensor:
+        """At half the size; see `sprites_draft`."""
+        lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+        codes = self.fsq.to_codes(F.pad(tokens, (0, self.num_tokens - tokens.shape[1])))
+        return self._decode(codes, lengths, self._half)
+
+    @cached_property
+    def _half(self) -> SpritesModel:
+        return half_size(self.model)
+
+    def _decode(self, codes: Tensor, lengths: Tensor, model: SpritesModel | None = None) -> Tensor:
+        model = model or self.model
         keep = torch.arange(self.num_tokens, device=codes.device) < lengths[:, None]
-        layered, _ = self.model.layers(codes, keep)
-        return paint(self.model, layered).clamp(0, 1)
+        layered, _ = model.layers(codes, keep)
+        return paint(model, layered).clamp(0, 1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
