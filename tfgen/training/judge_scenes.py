@@ -2,11 +2,11 @@
 
 A judge must not lean on the nine layouts, and must be strict: a red blob is no apple. So objects
 stand anywhere (half of the scenes), kinds and colours mix freely, and some of what is painted is
-*other*: a sprite of the larger tiers, a chimera of two sprites, a cross-fade of two, the average of
-three, a sprite blurred past recognition, a flat silhouette, a shaded blob. Some objects of the
-world are *mixed*: a part in one colour and a part in another, so that no colour word fits. And some
-are a little bent and mottled, or in a hue between the colours, and are still called what they are,
-so that it is the shape that counts.
+*other*: a sprite of the larger tiers, a chimera of two sprites, a cross-fade of two, a solid
+average of two or three, a sprite blurred past recognition, a flat silhouette, a shaded blob. Some
+objects of the world are *mixed*: a part in one colour and a part in another, so that no colour word
+fits. And some are a little bent and mottled, or in a hue between the colours, and are still called
+what they are, so that it is the shape that counts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_PLACED = 5
 COUNT_WEIGHTS = torch.tensor([0.32, 0.34, 0.15, 0.15, 0.04])
 SIZE_RANGES = torch.tensor([(0.30, 0.92), (0.28, 0.54), (0.26, 0.44), (0.26, 0.42), (0.25, 0.34)])
 OTHERS = ("foreign", "chimera", "cross-fade", "average", "blurred", "silhouette", "blob")
-OTHER_WEIGHTS = torch.tensor([0.34, 0.18, 0.1, 0.1, 0.07, 0.06, 0.15])
+OTHER_WEIGHTS = torch.tensor([0.28, 0.2, 0.1, 0.17, 0.06, 0.06, 0.13])
 BENT, REHUED = 0.2, 0.08  # shares of the world's own objects, where some are to be spoilt
 
 
@@ -230,9 +230,9 @@ class JudgeWorld:
             mask = halves(pair, generator) if kind == "chimera" else uniform(0.38, 0.62)
             return torch.lerp(sprite, stranger, mask)
         if kind == "average":
-            three = (first + torch.randperm(known, generator=generator)[:3]) % known
-            mean = self.bank[three, colour].float().mean(0) / 255
-            alpha = (3 * mean[3:] - 1).clamp(0, 1)  # as solid as a decoder paints it
+            several = torch.randperm(known, generator=generator)[: pick(2, 4)]
+            mean = self.bank[several, colour].float().mean(0) / 255
+            alpha = (3 * mean[3:] - 0.9).clamp(0, 1)  # as solid as a decoder paints it
             solid = torch.cat([mean[:3] / mean[3:].clamp(min=1e-3) * alpha, alpha])
             return mottle(blur(solid[None], uniform(0.5, 1.8))[0], uniform(0.05, 0.3), generator)
         if kind == "blurred":
