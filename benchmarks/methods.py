@@ -95,11 +95,13 @@ def with_shortlist(search: Settings) -> Settings:
 
 
 def together(budget: int, usual: Usual) -> Settings:
-    """All ideas; the search plans its steps so that the refinement is within the budget, too."""
+    """All ideas but the screening, which a step has or a shortlist; the search plans its steps so
+    that the refinement is within the budget, too."""
     search = with_shortlist(with_atlas(budget, usual)) | REFINE
     return search | strength(usual) | weight(usual)
 
 
+SCREEN = {"screen": True}
 REFINE = {"refine": 1}
 LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
 
@@ -120,6 +122,7 @@ METHODS: dict[str, Method] = {
     "beam + retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | strength(u)),
     "beam + atlas": Method(UNIFORM, with_atlas),
     "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
+    "beam + screening": Method(UNIFORM, lambda n, u: beam(n, u) | SCREEN),
     "beam + refinement": Method(UNIFORM, lambda n, u: beam(n, u) | REFINE),
     "together": Method(f"{FREQUENCY}+{RETRIEVAL}", together),
     "default": Method(None, shape, defaults=True),

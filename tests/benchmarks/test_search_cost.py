@@ -33,8 +33,9 @@ def test_a_method_uses_its_budget_and_no_more(name: str) -> None:
     verifier, prior = ToyVerifier(tokenizer, rugged), ToyPrior(200, 8)
     prior.table = (prior.table / 10).log_softmax(dim=1)  # hardly any draw comes twice
     for budget in [method.only] if method.only else BUDGETS:
-        search_for = method.settings(budget, USUAL) | {"budget": budget, "atlas": False}
-        settings = SearchSettings(**search_for | {"shortlist": 0})  # toys have no code vectors
+        wanted = method.settings(budget, USUAL) | {"budget": budget, "atlas": False}
+        wanted |= {"shortlist": 0, "screen": False}  # toys have neither code vectors nor drafts
+        settings = SearchSettings(**wanted)
         result = search(verifier.prepare("a"), tokenizer, prior, verifier, settings)
         assert 0.8 * budget <= result.accounts.cost <= budget, budget
 
@@ -55,6 +56,7 @@ def test_an_idea_alone_is_the_plain_beam_but_for_it() -> None:
         ("beam + retrieval", {"prior_strength"}),
         ("beam + atlas", {"atlas", "candidates"}),
         ("beam + shortlist", {"shortlist"}),
+        ("beam + screening", {"screen"}),
         ("beam + refinement", {"refine"}),
     ]:
         settings = METHODS[name].settings(1024, USUAL)
