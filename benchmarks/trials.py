@@ -237,7 +237,7 @@ class Trials:
         """The pipeline with another prior; None: the model's own."""
         if name not in self._pipelines:
             prior = hub.load_prior(str(name), self.setup.model, self.pipeline.tokenizer)
-            prior.check_verifier(self.pipeline.verifier.fingerprint)
+            prior = prior.for_verifier(self.pipeline.verifier.fingerprint)
             if self.setup.guidance is not None:
                 prior = prior.with_guidance(self.setup.guidance)
             self._pipelines[name] = replace(self.pipeline, prior=prior)

@@ -147,7 +147,7 @@ class Pipeline:
         tokenizer = hub.load_tokenizer(model, place)
         proposer = hub.load_prior(prior or usual_prior, model, tokenizer)
         scorer = hub.load_verifier(verifier or usual_verifier, place, score)
-        proposer.check_verifier(scorer.fingerprint)
+        proposer = proposer.for_verifier(scorer.fingerprint, wanted=prior is not None)
         return cls(
             tokenizer,
             proposer if guidance is None else proposer.with_guidance(guidance),

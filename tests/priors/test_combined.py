@@ -77,11 +77,15 @@ def test_guidance_that_no_part_takes_is_refused() -> None:
 
 def test_a_part_made_with_another_verifier_is_refused() -> None:
     class Bound(ToyPrior):
-        def check_verifier(self, fingerprint):
-            raise InputError(f"not {fingerprint()}")
+        def for_verifier(self, fingerprint, wanted=True):
+            if wanted:
+                raise InputError(f"not {fingerprint()}")
+            return B
 
+    prior = CombinedPrior([A, Bound(7, 4)])
     with pytest.raises(InputError, match="not abc"):
-        CombinedPrior([A, Bound(7, 4)]).check_verifier(lambda: "abc")
+        prior.for_verifier(lambda: "abc")
+    assert prior.for_verifier(lambda: "abc", wanted=False).parts == [A, B]
 
 
 def test_parts_of_other_codebooks_do_not_combine() -> None:

@@ -220,6 +220,7 @@ def test_a_bank_of_another_tokenizer_or_verifier_is_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match="is stale: it was made with the tokenizer"):
         RetrievalPrior.for_tokenizer(ToyTokenizer(VOCAB, TOKENS + 1), tmp_path)
     prior = RetrievalPrior.for_tokenizer(tokenizer, tmp_path)
-    prior.check_verifier(lambda: "v")
+    assert prior.for_verifier(lambda: "v") is prior
     with pytest.raises(InputError, match="is stale: it was made with the verifier"):
-        prior.check_verifier(lambda: "w")
+        prior.for_verifier(lambda: "w")
+    assert prior.for_verifier(lambda: "w", wanted=False) is prior.behind

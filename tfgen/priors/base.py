@@ -43,10 +43,11 @@ class Prior(ABC):
         """
         return self
 
-    def check_verifier(self, fingerprint: Callable[[], str]) -> None:
-        """Raises InputError where the prior was made with another verifier than the one of this
-        fingerprint. Most were made with none."""
-        return None
+    def for_verifier(self, fingerprint: Callable[[], str], wanted: bool = True) -> Prior:
+        """The prior beside the verifier of this fingerprint; most know of no verifier, and are
+        returned as they are. One that was made with another raises InputError or, where it is not
+        `wanted` by name, gives the prior that it falls back on."""
+        return self
 
     def with_guidance(self, scale: float) -> Prior:
         """The prior with this guidance scale, for those that know the text. Raises InputError."""

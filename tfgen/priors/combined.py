@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,8 @@ class CombinedPrior(Prior):
             raise refusals[0]
         return self._with(parts)
 
-    def check_verifier(self, fingerprint: Callable[[], str]) -> None:
-        for part in self.parts:
-            part.check_verifier(fingerprint)
+    def for_verifier(self, fingerprint: Callable[[], str], wanted: bool = True) -> CombinedPrior:
+        return self._with([part.for_verifier(fingerprint, wanted) for part in self.parts])
 
     def options(self) -> dict[str, Any]:
         told = {part.name: part.options() for part in self.parts}
@@ -74,6 +72,4 @@ class CombinedPrior(Prior):
         return torch.stack([part.typicality(tokens).cpu() for part in self.parts]).mean(dim=0)
 
     def _with(self, parts: Sequence[Prior]) -> CombinedPrior:
-        prior = copy.copy(self)
-        prior.parts = list(parts)
-        return prior
+        return CombinedPrior(parts)

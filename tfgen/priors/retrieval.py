@@ -100,8 +100,14 @@ class RetrievalPrior(Prior):
             codes = None
         return cls(found, behind, codes, path=bank, device=tokenizer.device)
 
-    def check_verifier(self, fingerprint: Callable[[], str]) -> None:
-        self.bank.check(self.path or Path(FILE_NAME), verifier=fingerprint())
+    def for_verifier(self, fingerprint: Callable[[], str], wanted: bool = True) -> Prior:
+        try:
+            self.bank.check(self.path or Path(FILE_NAME), verifier=fingerprint())
+        except InputError:
+            if wanted:
+                raise
+            return self.behind
+        return self
 
     def options(self) -> dict[str, Any]:
         return {"bank": self.bank.header["source"], "behind": self.behind.name}
