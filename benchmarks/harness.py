@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """What rows come to. `figure` draws on an empty matplotlib Figure."""
+    """What rows come to. notes: paragraphs; `figure` draws on an empty matplotlib Figure."""
 
     columns: Sequence[str]
     table: Sequence[Sequence[str]]
@@ -74,27 +74,31 @@ class Interrupted(TfgenError):
 class Parser(argparse.ArgumentParser):
     """Its errors are sentences. Has the options that every benchmark has."""
 
-    def __init__(self, question: str, prompts: int, seeds: int) -> None:
-        """prompts, seeds: how many there are by default, in a run of ten minutes."""
+    def __init__(
+        self, question: str, prompts: int, seeds: int, full: tuple[int | None, int] = (None, 3)
+    ) -> None:
+        """prompts, seeds: how many there are by default, in a run of ten minutes; full: with
+        --full, where None is all prompts."""
         super().__init__(description=question, allow_abbrev=False)
         add = self.add_argument
         add("-o", "--output", type=Path, default=Path("results"), metavar="DIR",
             help="where rows, table and figure go (default: results)")  # fmt: skip
         add("--prompts", type=int, metavar="N", help=f"prompts, in all (default: {prompts})")
         add("--seeds", type=int, metavar="N", help=f"seeds 0 to N - 1 (default: {seeds})")
-        add("--full", action="store_true", help="the long version: all prompts, three seeds")
+        long = f"{full[0] or 'all'} prompts and {full[1]} seed{'s' if full[1] > 1 else ''}"
+        add("--full", action="store_true", help=f"the long version: {long}")
         add("--jobs", type=int, metavar="N",
             help="processes, one thread each (default: one a core; one on a GPU)")  # fmt: skip
         add("--report", action="store_true", help="no new rows: table and figure of those there")
         add("-q", "--quiet", action="store_true", help="print only the table and errors")
-        self.defaults = (prompts, seeds)
+        self.defaults, self.full = (prompts, seeds), full
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[:1].upper()}{message[1:].rstrip('.')}: see {self.prog} --help.")
 
     def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:  # type: ignore[override]
         found = super().parse_args(*args, **kwargs)
-        prompts, seeds = (None, 3) if found.full else self.defaults
+        prompts, seeds = self.full if found.full else self.defaults
         found.prompts = prompts if found.prompts is None else found.prompts
         found.seeds = seeds if found.seeds is None else found.seeds
         for name in ("prompts", "seeds", "jobs"):
@@ -293,7 +297,7 @@ def write_report(
     stem: Path, question: str, report: Report, runs: Sequence[dict[str, Any]], quiet: bool = True
 ) -> str:
     """Write STEM.md and STEM.png, whole or not at all; returns the table with its notes."""
-    table = "\n".join([markdown(report.columns, report.table), "", *report.notes]).rstrip()
+    table = "\n\n".join([markdown(report.columns, report.table), *report.notes])
     made = [
         f"- `{run['command']}`, {run['date']}, {run['machine']['gpu'] or run['machine']['cpu']}, "
         f"{run['machine']['cores']} cores, {run['jobs']} processes; "

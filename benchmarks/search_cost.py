@@ -37,7 +37,7 @@ Curve = list[tuple[int, Share, Share | None, Share]]
 
 
 def main() -> None:
-    parser = Parser(QUESTION, prompts=8, seeds=1)
+    parser = Parser(QUESTION, prompts=8, seeds=1, full=(104, 1))
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="some of the methods")
     parser.add_argument("--budgets", nargs="+", type=int, metavar="N", help="decodes")
     add_models(parser)
@@ -157,8 +157,8 @@ def savings(groups: dict[tuple[str, int], list[Row]], than: str = "SoTo beam") -
             notes.append(note)
     if notes:
         head = f"The verifier score of {than} at a budget of {max(goals):,} is reached by"
-        notes = [head, "", *sorted(notes)]
-    return notes
+        return [head, "\n".join(sorted(notes))]
+    return []
 
 
 def common(one: Sequence[Row], two: Sequence[Row]) -> tuple[list[Row], list[Row]]:

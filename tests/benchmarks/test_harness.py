@@ -278,6 +278,13 @@ def test_a_table_is_markdown() -> None:
 # Options
 
 
+def test_full_may_be_less_than_all_prompts() -> None:
+    parser = Parser("Why?", prompts=8, seeds=1, full=(100, 2))
+    assert "the long version: 100 prompts and 2 seeds" in parser.format_help()
+    args = parser.parse_args(["--full"])
+    assert (args.prompts, args.seeds) == (100, 2)
+
+
 def test_full_is_all_prompts_and_three_seeds_unless_said() -> None:
     parser = Parser("Why?", prompts=8, seeds=1)
     for options, expected in [
