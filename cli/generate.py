@@ -45,6 +45,7 @@ def generate(
     prior_weight: o.PriorWeight = None,
     likelihood: o.Likelihood = False,
     score: o.Score = "contrast",
+    views: o.Views = 1,
     negative: o.Negative = None,
     seed: o.Seed = 0,
     lookahead: o.Lookahead = None,
@@ -129,6 +130,7 @@ def generate(
             guidance=guidance,
             device=device,
             score=score,
+            views=views,
             cache=None if str(cache) == "off" else cache,
         )
         try:

@@ -118,6 +118,13 @@ Score = Annotated[
         metavar="contrast|cosine",
     ),
 ]
+Views = Annotated[
+    int,
+    option(
+        SEARCH,
+        "The verifier looks at each picture so many times, a little moved and lightened (1 to 5).",
+    ),
+]
 Negative = Annotated[
     list[str] | None,
     option(SEARCH, "A caption the picture must not fit; may be repeated.", metavar="TEXT"),

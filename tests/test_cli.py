@@ -108,7 +108,7 @@ def test_help_lists_the_commands_and_generates_options(run: Callable[..., Run]) 
         "--budget --batch-size --json --quiet --search --samples --lookahead --rollouts "
         "--rollout --rollout-score --lookahead-steps --start --branch --first-step --repeats "
         "--max-children --keep --complete --shortlist --shortlist-by --screen --refine "
-        "--anneal --no-atlas --time-limit --trace --resume"
+        "--anneal --no-atlas --time-limit --trace --resume --views"
     )
     assert all(option in generate.out for option in options.split())
     for told in ("beam|lookahead|best-of-n", "FILE.jsonl"):
@@ -191,6 +191,7 @@ def test_options_reach_the_search(run: Callable[..., Run]) -> None:
         "--batch-size": "5",
         "--seed": "7",
         "--score": "contrast",
+        "--views": "2",
         "--device": "cpu",
         "--negative": "a dog",
     }
@@ -204,6 +205,7 @@ def test_options_reach_the_search(run: Callable[..., Run]) -> None:
     assert settings["typicality"] is False
     assert recipe["seed"] == 7 and recipe["decodes"] == 11
     assert recipe["negative"] == ["a dog", "a cat"]
+    assert recipe["verifier"]["fingerprint"].endswith("-2-views")
 
 
 def test_the_searches_by_name_with_their_options(run: Callable[..., Run]) -> None:

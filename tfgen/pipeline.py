@@ -38,6 +38,7 @@ from tfgen.search import (
 from tfgen.search.settings import ONLY_FOR
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
+from tfgen.verifiers.views import Views
 
 DEVICES = ("auto", "cpu", "cuda")
 SCORES = ("contrast", "cosine")
@@ -126,6 +127,7 @@ class Pipeline:
         guidance: float | None = None,
         device: str = "auto",
         score: str = "contrast",
+        views: int = 1,
         cache: str | PathLike[str] | None = None,
     ) -> Pipeline:
         """Load models by name or local folder.
@@ -134,9 +136,10 @@ class Pipeline:
         name such as "ViT-B-32/laion2b_s34b_b79k". guidance: how closely a prior of the text follows
         it, from 0; None is the prior's own. device: "auto" (CUDA where there is one), "cpu",
         "cuda". score: "contrast" ranks by the log-softmax of the similarity to the prompt against
-        contrast captions, "cosine" by the bare similarity. cache: a folder in which to keep, across
-        runs, what prefixes look like; it changes no result. Raises InputError on an unknown or
-        unusable model.
+        contrast captions, "cosine" by the bare similarity. views: the verifier looks at each
+        picture so many times, a little moved and lightened, see `Views`. cache: a folder in which
+        to keep, across runs, what prefixes look like; it changes no result. Raises InputError on an
+        unknown or unusable model.
         """
         place = find_device(device)
         if score not in SCORES:
@@ -148,6 +151,8 @@ class Pipeline:
         proposer = hub.load_prior(prior or usual_prior, model, tokenizer)
         scorer = hub.load_verifier(verifier or usual_verifier, place, score)
         proposer = proposer.for_verifier(scorer.fingerprint, wanted=prior is not None)
+        if views != 1:
+            scorer = Views(scorer, views)
         return cls(
             tokenizer,
             proposer if guidance is None else proposer.with_guidance(guidance),
@@ -315,16 +320,23 @@ def generate(
     guidance: float | None = None,
     device: str = "auto",
     score: str = "contrast",
+    views: int = 1,
     **options: Any,
 ) -> Result:
     """Load the models and make one picture; `Pipeline` keeps them loaded for more.
 
-    model, verifier, prior, guidance, device, score: see `Pipeline.load`. options: see
+    model, verifier, prior, guidance, device, score, views: see `Pipeline.load`. options: see
     `Pipeline.generate`, such as beam=16, seed=0.
     """
     check_prompt(prompt)
     pipeline = Pipeline.load(
-        model, verifier=verifier, prior=prior, guidance=guidance, device=device, score=score
+        model,
+        verifier=verifier,
+        prior=prior,
+        guidance=guidance,
+        device=device,
+        score=score,
+        views=views,
     )
     return pipeline.generate(prompt, **options)
 
