@@ -154,7 +154,8 @@ def draw(judged: dict[tuple[str, str], Summary], tags: Sequence[str], figure: An
     axes.set_xticks(range(len(shown_tags)), [tag.replace("_", "\n") for tag in shown_tags])
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("right pictures, by the judge")
-    axes.legend(loc="lower left", fontsize="small")
+    axes.set_xlim(-0.6, len(shown_tags) - 0.4)
+    figure.legend(loc="outside upper center", fontsize="small", ncols=2)
     axes.grid(axis="y", alpha=0.3)
 
 

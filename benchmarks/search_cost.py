@@ -172,29 +172,41 @@ def common(one: Sequence[Row], two: Sequence[Row]) -> tuple[list[Row], list[Row]
 
 
 def draw(curves: dict[str, Curve], figure: Any) -> None:
-    """Right pictures and verifier score against cost, on a logarithmic axis."""
-    panels = figure.subplots(2, 1, sharex=True)
+    """Right pictures and verifier score against cost, on a logarithmic axis: baselines dotted,
+    SoTo's searches dashed, ours solid; a method of one budget only is a line across."""
     figure.set_size_inches(8, 9)
+    panels = figure.subplots(2, 1, sharex=True)
     for i, (name, curve) in enumerate(curves.items()):
+        nudge = 1.012 ** (i - len(curves) / 2)  # so that intervals do not hide each other
+        style: dict[str, Any] = {
+            "color": f"C{i % 10}",
+            "linestyle": ":" if "best-of-n" in name else "--" if "SoTo" in name else "-",
+            "linewidth": 2.2 if name in ("together", "default") else 1.2,
+            "label": name,
+        }
         for axes, column in ((panels[0], 2), (panels[1], 3)):
-            points = [(point[1].value, point[column]) for point in curve if point[column]]
+            points = [(point[1].value * nudge, point[column]) for point in curve if point[column]]
             if not points:
+                continue
+            if METHODS.get(name) and METHODS[name].only:
+                axes.axhline(points[0][1].value, **style | {"linestyle": ":"})
                 continue
             costs, shares = zip(*points, strict=True)
             values = [share.value for share in shares]
             below = [share.value - share.low for share in shares]
             above = [share.high - share.value for share in shares]
+            marker = "os^"[i // 10 % 3]
             axes.errorbar(
-                costs, values, [below, above], marker="os^Dv"[i // 10 % 5], markersize=4,
-                linewidth=1.2, elinewidth=0.5, color=f"C{i % 10}", label=name,
-            )  # fmt: skip
+                costs, values, [below, above], marker=marker, markersize=4, elinewidth=0.5, **style
+            )
     panels[0].set_ylabel("right pictures, by the judge")
     panels[1].set_ylabel("verifier score")
     panels[1].set_xlabel("cost in full decodes")
     panels[1].set_xscale("log")
-    panels[1].legend(fontsize="x-small", ncols=2)
     for axes in panels:
         axes.grid(alpha=0.3)
+    lines, names = panels[1].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", fontsize="x-small", ncols=3)
 
 
 if __name__ == "__main__":
