@@ -254,16 +254,18 @@ def choose_thresholds(judge: Judge, pictures: Pictures) -> Thresholds:
         )
 
     grid = itertools.product((0.8, 0.7, 0.6, 0.5, 0.4), (0.6, 0.5, 0.4, 0.3), (0.45, 0.6))
-    best = strictest([Thresholds(c, name, o) for name, c, o in grid], named_right)
+    best = strictest([Thresholds(c, name, o) for name, c, o in grid], named_right, 0.98)
     colours = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-    return strictest([replace(best, colour=c) for c in colours], coloured_right)
+    return strictest([replace(best, colour=c) for c in colours], coloured_right, 0.99)
 
 
-def strictest(options: Sequence[Thresholds], right: Callable[[Thresholds], int]) -> Thresholds:
-    """The first of the options, the strictest of which come first, that is right at least 99 times
-    where the best is right 100 times: a referee may rather miss than be fooled."""
+def strictest(
+    options: Sequence[Thresholds], right: Callable[[Thresholds], int], share: float
+) -> Thresholds:
+    """The first of the options, the strictest of which come first, that is right `share` as often
+    as the best is: a referee may rather miss than be fooled."""
     scores = [right(option) for option in options]
-    return next(o for o, score in zip(options, scores, strict=True) if score >= 0.99 * max(scores))
+    return next(o for o, n in zip(options, scores, strict=True) if n >= share * max(scores))
 
 
 def export(
