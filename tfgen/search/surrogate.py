@@ -17,7 +17,7 @@ from tfgen.tokenizers.base import Tokenizer
 OLD_SHARE = 0.3
 """How much of what pictures have in common is due to the tokens that the candidates' parents gave
 them; the rest is due to those together with the new tokens. Chosen, with the two below, among
-values from 0.1 to 0.9 by the ranks predicted for sprites (benchmarks/shortlist.py)."""
+values from 0.1 to 0.9 by the ranks predicted for sprites, for one prompt."""
 LENGTH_SCALE = 1.0
 """Of the kernel, in root mean square distances between two codes of the codebook."""
 NOISE = 0.02
