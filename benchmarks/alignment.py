@@ -73,8 +73,9 @@ def label(args: Namespace) -> str:
         options["model"] = Path(args.model).name
     if args.verifier is not None:
         options["verifier"] = Path(args.verifier).name
-    if args.score != Setup.score:
-        options["score"] = args.score
+    for name in ("score", "views"):
+        if getattr(args, name) != getattr(Setup, name):
+            options[name] = getattr(args, name)
     return " ".join(f"{name}={value}" for name, value in options.items()) or "default"
 
 

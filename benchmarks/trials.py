@@ -43,6 +43,7 @@ class Setup:
     device: str = "auto"
     score: str = "contrast"
     guidance: float | None = None
+    views: int = 1
     judge: str | None = ""
     """A folder; "": the packaged judge; None: no judge."""
 
@@ -56,7 +57,16 @@ class Setup:
         if args.jobs is None:
             args.jobs = 1 if find_device(args.device).type == "cuda" else cores()
         judge = None if args.no_judge else args.judge
-        return cls(args.model, args.verifier, args.device, args.score, args.guidance, judge, cache)
+        return cls(
+            args.model,
+            args.verifier,
+            args.device,
+            args.score,
+            args.guidance,
+            args.views,
+            judge,
+            cache,
+        )
 
 
 def add_models(parser: ArgumentParser) -> None:
@@ -66,6 +76,7 @@ def add_models(parser: ArgumentParser) -> None:
     add("--verifier", help="a name, a folder, or an open_clip name (default: the model's)")
     add("--score", choices=SCORES, default="contrast")
     add("--guidance", type=float, help="of a prior that knows the text (default: its own)")
+    add("--views", type=int, default=1, metavar="N", help="looks of the verifier at a picture")
     add("--judge", default="", metavar="FOLDER", help="another judge than the packaged one")
     add("--no-judge", action="store_true", help="verifier scores only")
     add("--device", default="auto", help="auto, cpu or cuda")
@@ -83,6 +94,7 @@ class Trials:
             guidance=setup.guidance,
             device=setup.device,
             score=setup.score,
+            views=setup.views,
         )
         self.judge: Judge | None = None
         self.judge_print: str | None = None

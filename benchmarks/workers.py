@@ -1,8 +1,7 @@
 """Tasks on several processes, one thread each: the results of one process, sooner.
 
 Two processes of one thread beat one process that decodes on two threads, since all else that a
-search does (drawing, ranking, the prompt, the judge) is one thread's work: 12 prompts of 256
-decodes took 195 s instead of 352 s, on two cores that were busy with other things, too.
+search does (drawing, ranking, the prompt, the judge) is one thread's work.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_without_a_judge_there_are_scores_only(run: Callable, tmp_path: Path) ->
 def test_the_judges_own_accuracy_stands_beside(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "The judge" in run("--prompts", 1)
+    assert "the judge finds right" in run("--prompts", 1)
     path = tmp_path / "judge.json"
     monkeypatch.setattr(trials, "JUDGE_RESULTS", path)
     assert "tfgen bench judge measures it" in run("--prompts", 1)
