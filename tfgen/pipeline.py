@@ -19,7 +19,7 @@ import tfgen
 from tfgen import hub
 from tfgen.atlas import Atlas
 from tfgen.cache import EmbeddingCache, rounding
-from tfgen.decoding.threads import ThreadedEngine
+from tfgen.decoding.threads import ThreadedEngine, one_thread
 from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.image_io import pixel_hash, save_png, to_image
 from tfgen.priors.base import Prior
@@ -343,8 +343,10 @@ def generate(
 
 @torch.inference_mode()
 def render(tokenizer: Tokenizer, tokens: Tensor) -> Image.Image:
-    """Int64[k] -> the final picture; always alone in its batch, so that a replay rounds alike."""
-    return to_image(tokenizer.render(tokens[None].to(tokenizer.device))[0])
+    """Int64[k] -> the final picture; always alone in its batch, and on a CPU on one thread, so that
+    a replay rounds alike."""
+    with one_thread():
+        return to_image(tokenizer.render(tokens[None].to(tokenizer.device))[0])
 
 
 def find_device(name: str) -> torch.device:

@@ -8,8 +8,9 @@ of cores out of the result: a pass is computed by one thread, so it rounds alike
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -35,9 +36,7 @@ class ThreadedEngine:
 
     def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
         """Each Int64[rows, k] -> of each, Float32[rows, d]."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             if self.passes == 1 or len(passes) == 1:
                 return [self._pass(tokens) for tokens in passes]
             if self._pool is None:
@@ -45,12 +44,21 @@ class ThreadedEngine:
                     self.passes, "tfgen-pass", initializer=torch.set_num_threads, initargs=(1,)
                 )
             return list(self._pool.map(self._pass, passes))
-        finally:
-            torch.set_num_threads(before)
 
     @torch.inference_mode()  # a setting of each thread
     def _pass(self, tokens: Tensor) -> Tensor:
         return self.verifier.embed(self.tokenizer.decode(tokens))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread: what it rounds does not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def usable_cores() -> int:
