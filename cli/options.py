@@ -63,8 +63,8 @@ Prior = Annotated[
     str | None,
     option(
         MODELS,
-        "What proposes tokens: uniform, frequency, retrieval, autoregressive, or several joined by "
-        "+ (default: the model's).",
+        "What proposes tokens: uniform, unigram, frequency, retrieval, autoregressive, or several "
+        "joined by + (default: the model's).",
     ),
 ]
 Guidance = Annotated[

@@ -7,9 +7,11 @@ from tfgen.priors.flexar import FlexARPrior
 from tfgen.priors.frequency import FrequencyPrior
 from tfgen.priors.retrieval import RetrievalPrior
 from tfgen.priors.uniform import UniformPrior
+from tfgen.priors.unigram import UnigramPrior
 
 PRIORS: dict[str, type[Prior]] = {
     "uniform": UniformPrior,
+    "unigram": UnigramPrior,
     "frequency": FrequencyPrior,
     "retrieval": RetrievalPrior,
     "autoregressive": AutoregressivePrior,
@@ -25,4 +27,5 @@ __all__ = [
     "Prior",
     "RetrievalPrior",
     "UniformPrior",
+    "UnigramPrior",
 ]
