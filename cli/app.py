@@ -13,6 +13,7 @@ import typer
 import tfgen
 from tfgen.errors import TfgenError
 
+from .ablate import ablate
 from .atlas import atlas
 from .bank import bank
 from .bench import PASS_ON, bench
@@ -28,6 +29,7 @@ COMMANDS = {
     "replay": replay,
     "tree": tree,
     "judge": judge,
+    "ablate": ablate,
     "bench": bench,
 }
 GROUPS = {"models": models, "atlas": atlas, "bank": bank, "prior": prior}

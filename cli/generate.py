@@ -77,38 +77,7 @@ def generate(
 
     What is left out takes the model's own default. Ctrl-C writes the best picture found so far.
     """
-    settings = {
-        "search": search,
-        "beam": beam,
-        "candidates": candidates,
-        "samples": samples,
-        "tokens": tokens,
-        "schedule": schedule,
-        "prior_strength": prior_strength,
-        "prior_weight": prior_weight,
-        "typicality": False if likelihood else None,
-        "lookahead": o.parse_lookahead(lookahead),
-        "rollouts": rollouts,
-        "rollout": rollout,
-        "rollout_score": rollout_score,
-        "lookahead_steps": lookahead_steps,
-        "start": o.parse_tokens(start),
-        "branch": branch,
-        "first_step": first_step,
-        "distinct": False if repeats else None,
-        "max_children": max_children,
-        "keep": keep,
-        "complete": complete,
-        "shortlist": shortlist,
-        "shortlist_by": shortlist_by,
-        "screen": True if screen else None,
-        "refine": refine,
-        "anneal": anneal,
-        "atlas": False if no_atlas else None,
-        "budget": budget,
-        "time_limit": time_limit,
-        "batch_size": batch_size,
-    }
+    settings = o.settings_of(locals())
     if len(words) > 1:
         raise InputError(f'The prompt is one argument, so put it in quotes: "{" ".join(words)}".')
     prompt = words[0]

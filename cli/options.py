@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tfgen.errors import InputError
+from tfgen.errors import InputError, finite_number
 
 OUTPUT, MODELS, SEARCH = "Output", "Models", "Search"
 METHOD, LIMITS = "Which search, and what it varies", "Limits and records"
@@ -260,6 +261,26 @@ Resume = Annotated[
 ]
 
 
+SAME = (  # options that are called as the setting is
+    "search beam candidates samples tokens schedule prior_strength prior_weight rollouts rollout "
+    "rollout_score lookahead_steps branch first_step max_children keep complete shortlist "
+    "shortlist_by refine anneal budget time_limit batch_size"
+).split()
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The search settings that a command's options say, by the names of its parameters; None where
+    nothing is said."""
+    return {name: given.get(name) for name in SAME} | {
+        "typicality": False if given.get("likelihood") else None,
+        "lookahead": parse_lookahead(given.get("lookahead")),
+        "start": parse_tokens(given.get("start")),
+        "distinct": False if given.get("repeats") else None,
+        "screen": True if given.get("screen") else None,
+        "atlas": False if given.get("no_atlas") else None,
+    }
+
+
 def parse_lookahead(text: str | None) -> int | str | None:
     """The tokens of a rollout; what is no number is left for the settings to judge."""
     try:
@@ -276,3 +297,15 @@ def parse_tokens(text: str | None) -> list[int] | None:
         raise InputError(
             f"--start must be tokens with commas between them, as 12,7, not {text!r}."
         ) from None
+
+
+def parse_numbers(name: str, text: str) -> list[float]:
+    """Numbers from 0 up as on the command line, 0,0.5,1; each once, in the order given. Raises
+    InputError where they are none."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{name} must be numbers with commas between them, as 0,0.5,1, not {text!r}."
+        ) from None
+    return list(dict.fromkeys(finite_number(name, number, 0) for number in numbers))
