@@ -15,7 +15,8 @@ from torch import Tensor
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.objects import ObjectSpec
-from tfgen.training.world import LAYOUT_INDEX, Scenes
+from tfgen.training.places import arrangement
+from tfgen.training.world import Scenes
 from tfgen.verifiers.words import article
 
 COUNT_WORDS = {1: ("a", "one"), 2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4")}
@@ -122,34 +123,32 @@ class Captioner:
         rows = {f: torch.full((n,), -1) for f in ("background", "size", "place", "relation")}
         kinds = torch.full((n, 2), -1)
         colours = torch.ones(n, 2, len(COLOURS), dtype=torch.bool)
-        columns = (scenes.background, scenes.layout, scenes.objects, scenes.colours)
-        for i, (background, layout, objects, tints) in enumerate(
+        stand = arrangement(scenes.boxes, sure=True)
+        places = torch.stack(
+            [stand.large, stand.small, stand.left, stand.right, stand.first_left, stand.first_above]
+        ).T
+        columns = (scenes.background, places, scenes.objects, scenes.colours)
+        for i, (background, where, objects, tints) in enumerate(
             zip(*(c.tolist() for c in columns), strict=True)
         ):
+            large, small, left, right, beside, upright = where
             objects = [m for m in objects if m >= 0]
             alike = len(set(objects)) == 1 and len(set(tints[: len(objects)])) == 1
             size = place = relation = -1
             if alike:
                 noun, word = self._noun(objects[0], tints[0], len(objects), rng, emphasis)
                 kinds[i, 0], colours[i, 0] = objects[0], self.allowed[objects[0], word]
-                if (
-                    layout in (LAYOUT_INDEX["large"], LAYOUT_INDEX["small"])
-                    and rng.random() < emphasis.size
-                ):
-                    size = int(layout == LAYOUT_INDEX["small"])
+                if (large or small) and rng.random() < emphasis.size:
+                    size = int(small)
                     noun = f"{rng.choice(SIZE_WORDS['small' if size else 'large'])} {noun}"
                 body = self._counted(noun, len(objects), rng)
-                if (
-                    layout in (LAYOUT_INDEX["left"], LAYOUT_INDEX["right"])
-                    and rng.random() < emphasis.place
-                ):
-                    place = int(layout == LAYOUT_INDEX["right"])
+                if (left or right) and rng.random() < emphasis.place:
+                    place = int(right)
                     body += " " + rng.choice(PLACE_PHRASES["right" if place else "left"])
             else:
                 parts = [self._noun(objects[s], tints[s], 1, rng, emphasis) for s in (0, 1)]
                 relation = ANY
-                if rng.random() < emphasis.relation:
-                    beside = layout == LAYOUT_INDEX["side by side"]
+                if (beside or upright) and rng.random() < emphasis.relation:
                     relation = (LEFT_OF if rng.random() < 0.7 else BESIDE) if beside else ABOVE
                 order = [0, 1]
                 words = RELATION_WORDS[relation]
@@ -162,15 +161,15 @@ class Captioner:
                 for s in (0, 1):
                     kinds[i, s] = objects[s]
                     colours[i, s] = self.allowed[objects[s], parts[s][1]]
-            where = -1
+            told = -1
             if rng.random() < emphasis.background:
-                where = background
+                told = background
                 phrase = rng.choice(BACKGROUNDS[background].phrases)
                 body = f"{phrase} {body}" if rng.random() < 0.05 else f"{body} {phrase}"
             if rng.random() < 0.35:
                 body = f"{rng.choice(OPENINGS)} {body}"
             captions.append(body)
-            rows["background"][i], rows["size"][i], rows["place"][i] = where, size, place
+            rows["background"][i], rows["size"][i], rows["place"][i] = told, size, place
             rows["relation"][i] = relation
         device = scenes.background.device
         mentions = Mentions(count=scenes.counts.cpu(), kinds=kinds, colours=colours, **rows)
@@ -203,11 +202,8 @@ class Captioner:
 
 
 def fits(mentions: Mentions, scenes: Scenes) -> Tensor:
-    """Which captions fit which scenes: Bool[captions, scenes]."""
-    large, small = LAYOUT_INDEX["large"], LAYOUT_INDEX["small"]
-    left, right = LAYOUT_INDEX["left"], LAYOUT_INDEX["right"]
-    side = scenes.layout == LAYOUT_INDEX["side by side"]
-    stacked = scenes.layout == LAYOUT_INDEX["stacked"]
+    """Which captions fit which scenes, at least perhaps: Bool[captions, scenes]."""
+    stand = arrangement(scenes.boxes, sure=False)
 
     def stated(mention: Tensor, options: list[Tensor]) -> Tensor:
         """True where the mention is open, else the option it names: Bool[captions, scenes]."""
@@ -216,8 +212,8 @@ def fits(mentions: Mentions, scenes: Scenes) -> Tensor:
 
     ok = (mentions.background[:, None] < 0) | (mentions.background[:, None] == scenes.background)
     ok &= mentions.count[:, None] == scenes.counts
-    ok &= stated(mentions.size, [scenes.layout == large, scenes.layout == small])
-    ok &= stated(mentions.place, [scenes.layout == left, scenes.layout == right])
+    ok &= stated(mentions.size, [stand.large, stand.small])
+    ok &= stated(mentions.place, [stand.left, stand.right])
 
     def shows(which: int) -> Tensor:
         """Whether mention `which` describes each slot: Bool[captions, scenes, slots]."""
@@ -228,9 +224,16 @@ def fits(mentions: Mentions, scenes: Scenes) -> Tensor:
     empty = scenes.objects < 0
     alone = (first | empty).all(-1)
     ordered = first[..., 0] & second[..., 1]
-    either = ordered | (first[..., 1] & second[..., 0])
+    turned = first[..., 1] & second[..., 0]
+    either = ordered | turned
     pair = torch.stack(
-        [either & (side | stacked), either & side, ordered & side, ordered & stacked, alone]
+        [
+            either & stand.pair,
+            either & stand.beside,
+            (ordered & stand.first_left) | (turned & stand.second_left),
+            (ordered & stand.first_above) | (turned & stand.second_above),
+            alone,
+        ]
     )
     relation = mentions.relation % 5  # -1, one kind of object, is the last row
     return ok & pair.gather(0, relation[None, :, None].expand(1, -1, len(scenes)))[0]

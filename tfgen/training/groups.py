@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,16 @@ from torch import Tensor
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner, Emphasis, Mentions
 from tfgen.training.colours import COLOURS
-from tfgen.training.world import LAYOUT_INDEX, LAYOUTS, MAX_OBJECTS, Scenes, World
+from tfgen.training.places import two_ways
+from tfgen.training.world import LAYOUT_BOXES, LAYOUT_INDEX, LAYOUTS, MAX_OBJECTS, Scenes, World
 
 GROUP = 16
 FACTORS = ("object", "colour", "background", "arrangement", "count", "random")
-FACTOR_WEIGHTS = torch.tensor([0.38, 0.20, 0.06, 0.21, 0.07, 0.08])
+FACTOR_WEIGHTS = (0.38, 0.20, 0.06, 0.21, 0.07, 0.08)
+PAIRS = 0.4
+"""How often a group's scene is surely one of two different objects, the hardest to tell from their
+swaps."""
+
 EMPHASIS = {
     "object": Emphasis(background=0.7, colour=0.9),
     "colour": Emphasis(background=0.7, colour=1.0, natural=1.0),
@@ -40,7 +46,8 @@ def vary(world: World, base: Scenes, factor: str, generator: torch.Generator) ->
         return torch.cat([torch.randperm(high, generator=generator) for _ in range(rounds)])[:GROUP]
 
     scene = base.to("cpu")[torch.zeros(GROUP, dtype=torch.long)]
-    background, variant, layout = scene.background, scene.variant, scene.layout.clone()
+    background, variant, layout, boxes = scene.background, scene.variant, scene.layout, scene.boxes
+    free = bool((boxes[0] != LAYOUT_BOXES[layout[0]]).any())
     objects, colours = scene.objects.clone(), scene.colours.clone()
     alike = bool((objects[0] == objects[0, 0])[objects[0] >= 0].all())
     alike &= bool((colours[0] == colours[0, 0])[objects[0] >= 0].all())
@@ -54,40 +61,51 @@ def vary(world: World, base: Scenes, factor: str, generator: torch.Generator) ->
         background = deal(len(BACKGROUNDS))
     elif factor == "count":
         objects[:], colours[:] = objects[:, :1].clone(), colours[:, :1].clone()
-        layout = deal(len(LAYOUTS))
+        boxes = world.places(deal(len(LAYOUTS)), generator, float(free))
     elif factor == "arrangement":
         # Two objects of different kinds and colours, in every order and binding.
         objects[:] = torch.randperm(world.num_objects, generator=generator)[:MAX_OBJECTS]
         colours[:] = torch.randperm(len(COLOURS), generator=generator)[:MAX_OBJECTS]
         draw = deal(8)
         stacked = torch.tensor([LAYOUT_INDEX["side by side"], LAYOUT_INDEX["stacked"]])
-        layout = stacked[draw & 1]
+        ways = two_ways(generator, MAX_OBJECTS) if free else None
+        boxes = (LAYOUT_BOXES[stacked] if ways is None else ways)[draw & 1]
         for table, bit in ((objects, 2), (colours, 4)):
             flipped = (draw & bit).bool()
             table[flipped, :2] = table[flipped, :2].flip(1)
-    return world.scenes(background, variant, layout, objects, colours)
+    return world.scenes(background, variant, layout, objects, colours, boxes)
 
 
-def base_scene(world: World, generator: torch.Generator) -> Scenes:
-    """One scene; half of the time two different objects, the hardest to tell from their swaps."""
+def base_scene(world: World, pairs: float, generator: torch.Generator) -> Scenes:
+    """One scene; with probability `pairs` surely one of two different objects."""
     draw = world.sample(8, generator)
-    pairs = ((draw.counts == 2) & (draw.objects[:, 0] != draw.objects[:, 1])).nonzero()[:, 0]
-    pick = pairs[:1] if len(pairs) and torch.rand((), generator=generator) < 0.4 else slice(0, 1)
+    two = ((draw.counts == 2) & (draw.objects[:, 0] != draw.objects[:, 1])).nonzero()[:, 0]
+    pick = two[:1] if len(two) and torch.rand((), generator=generator) < pairs else slice(0, 1)
     return draw[pick]
 
 
 def grouped(
-    world: World, captioner: Captioner, groups: int, generator: torch.Generator, rng: random.Random
+    world: World,
+    captioner: Captioner,
+    groups: int,
+    generator: torch.Generator,
+    rng: random.Random,
+    weights: Sequence[float] = FACTOR_WEIGHTS,
+    pairs: float = PAIRS,
 ) -> tuple[Scenes, list[str], Mentions]:
-    """`groups` groups of scenes with captions that mention what varies within each."""
-    factors = torch.multinomial(FACTOR_WEIGHTS, groups, replacement=True, generator=generator)
+    """`groups` groups of scenes with captions that mention what varies within each.
+
+    weights: how often each of FACTORS is what varies; pairs: see PAIRS.
+    """
+    chances = torch.tensor(weights)
+    factors = torch.multinomial(chances, groups, replacement=True, generator=generator)
     scenes, captions, mentions = [], [], []
     for f in factors.tolist():
         factor = FACTORS[f]
         if factor == "random":
             part = world.sample(GROUP, generator)
         else:
-            part = vary(world, base_scene(world, generator), factor, generator)
+            part = vary(world, base_scene(world, pairs, generator), factor, generator)
         words, said = captioner.write(part, rng, EMPHASIS[factor])
         scenes.append(part)
         captions += words

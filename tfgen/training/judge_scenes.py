@@ -21,15 +21,15 @@ from torch import Tensor
 from tfgen.tokenizers.sprites_model import compose, place
 from tfgen.training.colours import COLOURS, RAMPS
 from tfgen.training.objects import ObjectSpec, load_objects
+from tfgen.training.places import scatter
 from tfgen.training.spoil import CANVAS, bend, blob, blur, halves, mottle, rehue
 from tfgen.training.sprites import load_sprites
-from tfgen.training.world import LAYOUT_WEIGHTS, LAYOUTS, Scenes, World
+from tfgen.training.world import LAYOUT_BOXES, LAYOUT_WEIGHTS, Scenes, World
 
 MIXED = len(COLOURS)  # the colour class of an object in two colours
 MAX_PLACED = 5
-# Freely placed scenes: how often they hold 1 to 5 objects, and how large those are.
+# Freely placed scenes: how often they hold 1 to 5 objects.
 COUNT_WEIGHTS = torch.tensor([0.32, 0.34, 0.15, 0.15, 0.04])
-SIZE_RANGES = torch.tensor([(0.30, 0.92), (0.28, 0.54), (0.26, 0.44), (0.26, 0.42), (0.25, 0.34)])
 OTHERS = ("foreign", "chimera", "cross-fade", "average", "blurred", "silhouette", "blob")
 OTHER_WEIGHTS = torch.tensor([0.28, 0.2, 0.1, 0.17, 0.06, 0.06, 0.13])
 BENT, REHUED = 0.2, 0.08  # shares of the world's own objects, where some are to be spoilt
@@ -257,10 +257,8 @@ def slots() -> Tensor:
 
 def laid_out(n: int, generator: torch.Generator) -> Tensor:
     """Boxes Float[n, MAX_PLACED, 3] of the world's layouts, shaken a little; size 0: no object."""
-    table = torch.zeros(len(LAYOUTS), MAX_PLACED, 3)
-    for i, layout in enumerate(LAYOUTS):
-        table[i, : len(layout.slots)] = torch.tensor(layout.slots)
-    boxes = table[torch.multinomial(LAYOUT_WEIGHTS, n, True, generator=generator)]
+    layout = torch.multinomial(LAYOUT_WEIGHTS, n, True, generator=generator)
+    boxes = F.pad(LAYOUT_BOXES[layout], (0, 0, 0, MAX_PLACED - LAYOUT_BOXES.shape[1]))
     shake = torch.rand(n, MAX_PLACED, 3, generator=generator) * 2 - 1
     centres = boxes[..., :2] + 0.035 * shake[..., :2]
     return torch.cat([centres, boxes[..., 2:] * (1 + 0.12 * shake[..., 2:])], 2)
@@ -268,21 +266,8 @@ def laid_out(n: int, generator: torch.Generator) -> Tensor:
 
 def scattered(n: int, generator: torch.Generator) -> Tensor:
     """Boxes Float[n, MAX_PLACED, 3] anywhere, overlapping little; size 0: no object."""
-    count = torch.multinomial(COUNT_WEIGHTS, n, True, generator=generator)
-    low, high = SIZE_RANGES[count].unsqueeze(1).unbind(2)  # [n, 1] each
-    size = low + (high - low) * torch.rand(n, MAX_PLACED, generator=generator)
-    size = size.masked_fill(slots() > count[:, None], 0.0)
-    centres = torch.zeros(n, MAX_PLACED, 2)
-    for s in range(MAX_PLACED):
-        # Of sixteen places the first that is free, or else the one that is least taken.
-        margin = 0.42 * size[:, None, s, None]
-        tries = margin + (1 - 2 * margin) * torch.rand(n, 16, 2, generator=generator)
-        apart = (tries[:, :, None] - centres[:, None, :s]).abs().amax(3)  # [n, 16, s]
-        need = 0.42 * (size[:, None, :s] + size[:, s, None, None])
-        room = (apart - need).amin(2) if s else torch.ones(n, 16)
-        best = (room.clamp(max=0) - 1e-6 * torch.arange(16)).argmax(1)
-        centres[:, s] = tries[torch.arange(n), best]
-    return torch.cat([centres, size[..., None]], 2)
+    count = 1 + torch.multinomial(COUNT_WEIGHTS, n, True, generator=generator)
+    return scatter(count, MAX_PLACED, generator)
 
 
 def extents(alpha: Tensor) -> Tensor:

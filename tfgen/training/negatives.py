@@ -69,7 +69,8 @@ def odd_ones_out(world: World, n: int, generator: torch.Generator) -> Scenes:
     colour = torch.randint(len(COLOURS), (n,), generator=generator)
     recoloured = torch.rand(n, generator=generator) < 0.5
     colours[rows, odd] = colour.where(recoloured, colours[rows, odd])
-    return world.scenes(draw.background, draw.variant, layout, objects, colours)
+    boxes = world.places(layout, generator)
+    return world.scenes(draw.background, draw.variant, layout, objects, colours, boxes)
 
 
 def decode_mixed(tokenizer: SpritesTokenizer, prefixes: list[Tensor]) -> Tensor:

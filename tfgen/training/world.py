@@ -1,7 +1,8 @@
 """The sprite world: scenes of 3D-rendered emoji on painted backgrounds, with their ground truth.
 
 A scene is a background variant, a layout (where up to four objects stand and how large) and for
-each object a class and a colour. Scenes come from a seed; rendering is a few batched tensor
+each object a class and a colour; in a share of the scenes, if one is asked for, the objects stand
+anywhere instead. Scenes come from a seed; rendering is a few batched tensor
 operations on banks made once (every sprite in every colour at several sizes, every background
 variant), on CPU or CUDA.
 """
@@ -18,6 +19,7 @@ from tfgen.tokenizers.sprites_model import place
 from tfgen.training.backgrounds import BACKGROUNDS, paint_bank
 from tfgen.training.colours import COLOURS, recolour
 from tfgen.training.objects import ObjectSpec
+from tfgen.training.places import crowded, in_order, scatter
 from tfgen.training.sprites import load_sprites
 
 MAX_OBJECTS = 4
@@ -49,15 +51,33 @@ LAYOUTS: tuple[Layout, ...] = (
 LAYOUT_INDEX = {layout.name: i for i, layout in enumerate(LAYOUTS)}
 # How often a training scene uses each layout.
 LAYOUT_WEIGHTS = torch.tensor([0.12, 0.17, 0.07, 0.06, 0.06, 0.22, 0.12, 0.10, 0.08])
+LAYOUT_BOXES = torch.tensor(
+    [[*layout.slots, *[(0.0, 0.0, 0.0)] * (MAX_OBJECTS - len(layout.slots))] for layout in LAYOUTS]
+)  # Float[layouts, 4, 3]
+
+
+def nearest_layout(boxes: Tensor) -> Tensor:
+    """The layout Int64[N] with as many objects that looks most like boxes Float[N, 4, 3]: lone
+    objects in the same place, several in the same places to each other."""
+
+    def compared(boxes: Tensor) -> Tensor:
+        present = (boxes[..., 2:] > 0).float()
+        count = present.sum(1, keepdim=True)
+        middle = boxes[..., :2].sum(1, keepdim=True) / count
+        return boxes - F.pad(middle * (count > 1), (0, 1)) * present
+
+    off = (compared(boxes)[:, None] - compared(LAYOUT_BOXES)).abs().sum((2, 3))
+    same = ((boxes[:, None, :, 2] > 0) == (LAYOUT_BOXES[..., 2] > 0)).all(2)
+    return off.masked_fill(~same, torch.inf).argmin(1)
 
 
 @dataclass
 class Scenes:
     """Ground truth of N scenes (all on one device).
 
-    background, variant, layout: Int64[N]; objects, colours: Int64[N, 4] (object -1: no object in
-    that slot; colour 0: natural, else an index into COLOURS); boxes: Float[N, 4, 3] centre x,
-    centre y, size.
+    background, variant, layout: Int64[N] (the nearest layout, where objects stand anywhere);
+    objects, colours: Int64[N, 4] (object -1: no object in that slot; colour 0: natural, else an
+    index into COLOURS); boxes: Float[N, 4, 3] centre x, centre y, size.
     """
 
     background: Tensor
@@ -100,8 +120,8 @@ class World:
     """Banks of sprites and backgrounds for one tier, and the sampler and renderer over them.
 
     Arguments: `tier` "small", "medium" or "full"; `sizes`: picture sizes that will be rendered;
-    `variants`: variants of each background. `sprites` (uint8 [M, 4, S, S], premultiplied) and
-    `specs` replace the tier's own, for tests.
+    `variants`: variants of each background; `free`: the share of the scenes whose objects stand
+    anywhere. `sprites` (uint8 [M, 4, S, S], premultiplied) and `specs` replace the tier's own.
     """
 
     def __init__(
@@ -112,9 +132,10 @@ class World:
         device: torch.device | str = "cpu",
         sprites: Tensor | None = None,
         specs: list[ObjectSpec] | None = None,
+        free: float = 0.0,
     ):
         self.device = torch.device(device)
-        self.variants = variants
+        self.variants, self.free = variants, free
         if sprites is None:
             sprites, specs = load_sprites(tier, 192)
         assert specs is not None
@@ -131,10 +152,14 @@ class World:
         """Every object in every colour: uint8 [M, colours, 4, size, size], premultiplied."""
         if size not in self._banks:
             source = self._sprites.float() / 255
-            bank = [
-                F.interpolate(recolour(source, c), size=(size, size), mode="area") for c in COLOURS
-            ]
-            self._banks[size] = (torch.stack(bank, 1) * 255).round().to(torch.uint8)
+            how = {"mode": "area"}
+            if size > source.shape[-1]:
+                how = {"mode": "bilinear", "align_corners": False}
+            bank = []
+            for c in COLOURS:  # bytes at once: all colours of many large sprites take gigabytes
+                scaled = F.interpolate(recolour(source, c), size=(size, size), **how)
+                bank.append((scaled * 255).round().to(torch.uint8))
+            self._banks[size] = torch.stack(bank, 1)
         return self._banks[size]
 
     def sample(self, n: int, generator: torch.Generator) -> Scenes:
@@ -156,22 +181,47 @@ class World:
         counted = layout >= LAYOUT_INDEX["row of three"]
         same_colour = alike & (chance(0.95, n) | counted)
         colours[same_colour] = colours[same_colour, :1].expand(-1, MAX_OBJECTS)
-        return self.scenes(
-            draw(len(BACKGROUNDS), n), draw(self.variants, n), layout, objects, colours
-        )
+        background, variant = draw(len(BACKGROUNDS), n), draw(self.variants, n)
+        boxes = self.places(layout, generator)
+        return self.scenes(background, variant, layout, objects, colours, boxes)
+
+    def places(
+        self, layout: Tensor, generator: torch.Generator, free: float | None = None
+    ) -> Tensor:
+        """Boxes Float[N, 4, 3] of scenes with as many objects as these layouts Int64[N] have.
+
+        A share `free` (default: the world's) stand anywhere, unless that made a crowd, the others
+        where the layout has them. Without a share no random number is drawn.
+        """
+        boxes = LAYOUT_BOXES[layout]
+        free = self.free if free is None else free
+        if not free:
+            return boxes
+        anywhere = in_order(scatter((boxes[..., 2] > 0).sum(1), MAX_OBJECTS, generator))
+        chosen = (torch.rand(len(layout), generator=generator) < free) & ~crowded(anywhere)
+        return torch.where(chosen[:, None, None], anywhere, boxes)
 
     def scenes(
-        self, background: Tensor, variant: Tensor, layout: Tensor, objects: Tensor, colours: Tensor
+        self,
+        background: Tensor,
+        variant: Tensor,
+        layout: Tensor,
+        objects: Tensor,
+        colours: Tensor,
+        boxes: Tensor | None = None,
     ) -> Scenes:
-        """Scenes from their attributes; slots that the layout lacks are emptied."""
-        table = torch.zeros(len(LAYOUTS), MAX_OBJECTS, 3)
-        for i, item in enumerate(LAYOUTS):
-            table[i, : len(item.slots)] = torch.tensor(item.slots)
-        boxes = table[layout.cpu()]
+        """Scenes from their attributes; slots that the layout lacks are emptied. boxes: where the
+        objects stand instead of where the layout has them, and then the layout is the nearest."""
+        layout = layout.cpu()
+        if boxes is None:
+            boxes = LAYOUT_BOXES[layout]
+        else:
+            boxes = boxes.cpu()
+            layout = nearest_layout(boxes)
         empty = boxes[..., 2] == 0
         objects = objects.cpu().masked_fill(empty, -1)
         colours = colours.cpu().masked_fill(empty, 0)
-        scenes = Scenes(background.cpu(), variant.cpu(), layout.cpu(), objects, colours, boxes)
+        scenes = Scenes(background.cpu(), variant.cpu(), layout, objects, colours, boxes)
         return scenes.to(self.device)
 
     def sprite_targets(self, scenes: Scenes, size: int) -> tuple[Tensor, Tensor]:
