@@ -350,7 +350,7 @@ def test_open_clip_loads_the_same_verifier(exported: Path, world: World) -> None
         text = model.encode_text(verifier.tokenize(texts), normalize=True)
     assert torch.allclose(verifier.embed(images), seen, atol=1e-5)
     for row, prompt in zip(text, texts, strict=True):
-        assert torch.allclose(verifier.prepare(prompt).text[0], row, atol=1e-5)
+        assert torch.allclose(verifier.prepare(prompt).text[0, 0], row, atol=1e-5)
 
 
 def test_the_exported_verifier_has_the_worlds_words(exported: Path, world: World) -> None:

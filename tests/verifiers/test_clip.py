@@ -7,6 +7,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -233,7 +234,7 @@ def test_similarities_are_float32_whatever_the_towers_compute_in(
     features = (torch.ones(400, 16) + 0.05 * torch.randn(400, 16)).bfloat16()
     monkeypatch.setattr(verifier.model, "encode_image", lambda _: features)
     score = verifier.score(pictures(1), target)
-    expected = torch.cosine_similarity(features.double(), target.text[:1].double())
+    expected = torch.cosine_similarity(features.double(), target.text[0, :1].double())
     assert torch.allclose(score.double(), expected, atol=1e-6)
     assert len(score.unique()) > 390
 
@@ -265,6 +266,31 @@ def test_the_contrast_score_is_the_log_probability_of_the_prompt(worldly: Path) 
                 others = sum(math.exp(logit(image, caption)) for caption in group)
                 expected += math.log(own / (own + others))
             assert score == pytest.approx(expected, abs=1e-3)
+
+
+def test_where_the_prompt_leaves_an_arrangement_open_each_caption_counts_as_its_best(
+    worldly: Path,
+) -> None:
+    joint = {"open": ["and"], "among": ["on", "in"]}
+    verifier = ClipVerifier.load(worldly)
+    verifier.words = replace(WORDS, arrangements=[joint])
+    target = verifier.prepare("a fox and a cat", negatives=["two foxes"])
+    above, below = target.text
+    assert torch.equal(above[-1], below[-1])  # the negative says no arrangement
+    assert not torch.isclose(above[0], below[0], atol=1e-3).all()
+    drawn = torch.randn(40, len(above[0]), generator=torch.Generator().manual_seed(0))
+    seen = torch.nn.functional.normalize(drawn, dim=-1)
+    each = [replace(target, text=way[None]) for way in target.text]
+    logits = torch.stack([verifier.similarity(seen, one) for one in each])
+    assert set(logits.argmax(0).tolist()) == {0, 1}
+    assert torch.allclose(verifier.similarity(seen, target), logits.amax(0), atol=1e-4)
+    best = (seen @ torch.cat(list(target.text)).T).unflatten(1, (2, -1)).amax(1)
+    scale = verifier.model.logit_scale.exp()
+    expected = LOGIT_WEIGHT * scale * best[:, 0]
+    for factor in dict.fromkeys(target.factors):
+        group = [0, *(i + 1 for i, f in enumerate(target.factors) if f == factor)]
+        expected = expected + (scale * best[:, group]).log_softmax(1)[:, 0]
+    assert torch.allclose(verifier.score_embeddings(seen, target), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("score", ["contrast", "cosine"])

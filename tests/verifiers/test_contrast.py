@@ -51,6 +51,10 @@ SMALL = ContrastWords(
     backgrounds=[["in snow", "in the snow"], ["on a beach"], ["on a gray background"]],
     counts=[["a", "an", "one", "the"], ["two", "a pair of"], ["three"]],
     relations=[["to the left of"], ["to the right of"], ["above", "on top of"], ["below"]],
+    arrangements=[
+        {"open": ["and", "with"], "among": ["to the left of", "above"]},
+        {"open": ["next to"], "among": ["to the left of", "to the right of"]},
+    ],
     sizes=[["large", "big"], ["small"]],
     places=[["on the left"], ["on the right"]],
 )
@@ -201,6 +205,34 @@ def test_a_relation_is_exchanged_for_the_others_and_turned_round() -> None:
     ]
     assert SMALL.swaps("two foxes above a bear")["relation"][-1] == "two bears above a fox"
     assert not SMALL.swaps("a fox and a bear")["relation"]
+
+
+@pytest.mark.parametrize(
+    "prompt, ways",
+    [
+        (
+            "A red fox and two fish, in snow",
+            [
+                "a red fox to the left of two fish in snow",
+                "a red fox above two fish in snow",
+            ],
+        ),
+        (
+            "a photo of a bear next to an umbrella",
+            [
+                "a photo of a bear to the left of an umbrella",
+                "a photo of a bear to the right of an umbrella",
+            ],
+        ),
+        ("a fox above a bear", []),  # it is said
+        ("a fox in snow and a bear", []),  # not what joins them
+        ("a fox and a bear and a rabbit", []),
+        ("two foxes", []),
+        ("a fox and a dragon", []),  # of which nothing is known
+    ],
+)
+def test_arrangements_that_a_prompt_leaves_open(prompt: str, ways: list[str]) -> None:
+    assert SMALL.arranged(prompt) == ways
 
 
 def test_a_natural_colour_is_not_exchanged_for_another() -> None:

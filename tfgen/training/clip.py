@@ -26,7 +26,10 @@ from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import (
+    ANY,
+    BESIDE,
     EVERYTHING,
+    LEFT_OF,
     PLACE_PHRASES,
     RELATION_WORDS,
     REVERSED_WORDS,
@@ -46,7 +49,7 @@ from tfgen.training.common import (
     load_config,
     save_checkpoint,
 )
-from tfgen.training.groups import GROUP, augment, grouped
+from tfgen.training.groups import FACTOR_WEIGHTS, GROUP, PAIRS, augment, grouped
 from tfgen.training.negatives import Negatives, embed, odd_ones_out, search_failures
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
@@ -111,6 +114,12 @@ def contrast_words(captioner: Captioner) -> dict[str, Any]:
             list(REVERSED_WORDS[2]),
             list(RELATION_WORDS[3]),
             list(REVERSED_WORDS[3]),
+        ],
+        "arrangements": [
+            {
+                "open": [*dict.fromkeys(RELATION_WORDS[ANY]), *RELATION_WORDS[BESIDE]],
+                "among": [RELATION_WORDS[LEFT_OF][0], REVERSED_WORDS[LEFT_OF][0]],
+            }
         ],
         "sizes": [list(w) for w in SIZE_WORDS.values()],
         "places": [list(w) for w in PLACE_PHRASES.values()],
@@ -336,11 +345,14 @@ def train(
 
     negatives = Negatives(tokenizer) if tokenizer is not None else None
     steps, size = config["steps"], config["groups"] * GROUP
+    factors, pairs = config.get("factors", FACTOR_WEIGHTS), config.get("pairs", PAIRS)
     last = min(steps, until or steps)
     for step in range(start, last):
         seed = config["seed"] * 1_000_003 + step
         generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
-        scenes, captions, mentions = grouped(world, captioner, config["groups"], generator, rng)
+        scenes, captions, mentions = grouped(
+            world, captioner, config["groups"], generator, rng, factors, pairs
+        )
         text = words(captions)
         forgotten = (
             (torch.rand(text.shape, generator=generator) < 0.01) & (text > 2) & (text != words.end)

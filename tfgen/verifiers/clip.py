@@ -39,8 +39,9 @@ LARGE = 50_000_000  # parameters
 
 @dataclass(frozen=True)
 class ClipTarget(Target):
-    """text: Float32[1 + C, d] normalised features of the prompt and its C contrast captions;
-    captions: the C contrast captions; factors: what each of them says differently."""
+    """text: Float32[V, 1 + C, d] normalised features of the prompt and its C contrast captions, in
+    each of V ways to say what the prompt leaves open; captions: the C contrast captions; factors:
+    what each of them says differently."""
 
     text: Tensor
     captions: tuple[str, ...]
@@ -54,8 +55,10 @@ class ClipVerifier(Verifier):
     one thing said differently, and the user's negatives), summed over the factors (objects,
     colours, backgrounds, ..., negatives), plus LOGIT_WEIGHT times its own logit. One softmax over
     all captions would hear of the worst factor only, and a search could not tell progress in the
-    others. score "cosine": the cosine similarity, minus that of the best-fitting negative if there
-    are any. Both float32, higher is better.
+    others. Where the prompt leaves open which of two objects is where, each caption counts as the
+    best-fitting of its arrangements: pictures show one of them, and a text that says it is closer
+    to them than one that means all. score "cosine": the cosine similarity, minus that of the
+    best-fitting negative if there are any. Both float32, higher is better.
     """
 
     def __init__(
@@ -229,8 +232,17 @@ class ClipVerifier(Verifier):
         texts = [" ".join(words) if captions else prompt]
         for negative in negatives:
             captions.setdefault(negative, "negative")
-        text = self._encode(texts + list(captions))
+        text = torch.stack([self._encode(way) for way in self._ways(texts + list(captions))])
         return ClipTarget(prompt, text, tuple(captions), tuple(captions.values()))
+
+    def _ways(self, texts: list[str]) -> list[list[str]]:
+        """The texts, prompt first, in each way to say what the prompt leaves open."""
+        ways = self.words.arranged(texts[0]) if self.mode == "contrast" else []
+        if not ways:
+            return [texts]
+        said = [self.words.arranged(text) or [text] * len(ways) for text in texts]
+        fit = all(all(self._fit(texts)) for texts in said)
+        return [list(way) for way in zip(*said, strict=True)] if fit else [texts]
 
     def _check(self, text: str, kind: str, advice: str) -> None:
         if not text.strip():
@@ -280,7 +292,7 @@ class ClipVerifier(Verifier):
 
     def score_embeddings(self, embeddings: Tensor, target: Target) -> Tensor:
         _require_clip(target)
-        cosine = embeddings @ target.text.T  # [N, 1 + C]
+        cosine = (embeddings @ target.text.mT).amax(0)  # [N, 1 + C]
         if self.mode == "cosine" and not target.captions:
             return cosine[:, 0]
         if self.mode == "cosine":  # minus the best-fitting negative
@@ -295,7 +307,7 @@ class ClipVerifier(Verifier):
     @torch.no_grad()
     def similarity(self, embeddings: Tensor, target: Target) -> Tensor:
         _require_clip(target)
-        return self.model.logit_scale.exp().float() * (embeddings @ target.text[0])
+        return self.model.logit_scale.exp().float() * (embeddings @ target.text[:, 0].T).amax(1)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self._half)

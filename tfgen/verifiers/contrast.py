@@ -19,6 +19,7 @@ from tfgen.errors import InputError
 from tfgen.hub import read_json
 from tfgen.verifiers.words import SPELLINGS, WordTokenizer, article, plural
 
+OPTIONAL = frozenset({"arrangements", "sizes", "places"})
 FACTORS = ("object", "colour", "background", "count", "relation", "size", "place")
 
 # Words that part a noun from the words before it: what precedes them does not describe it.
@@ -49,8 +50,10 @@ class ContrastWords:
     person would call it by as it is (a fox fits "a red fox" and "an orange fox"), and "kinds", the
     names of other objects that are kinds of it (a parrot fits "a bird"); colours: words;
     backgrounds: per background its phrases ("in snow", "in the snow"); counts: per number, from 1,
-    its words; relations: per relation its phrases, as opposites in turn (0 and 1, 2 and 3); sizes,
-    places: per entry its words.
+    its words; relations: per relation its phrases, as opposites in turn (0 and 1, 2 and 3);
+    arrangements: {"open": phrases that join two objects and leave open which is where, "among":
+    phrases that say it, one for each arrangement to be told apart}; sizes, places: per entry its
+    words.
     """
 
     objects: list[dict[str, Any]]
@@ -58,6 +61,7 @@ class ContrastWords:
     backgrounds: list[list[str]]
     counts: list[list[str]]
     relations: list[list[str]]
+    arrangements: list[dict[str, list[str]]] = field(default_factory=list)
     sizes: list[list[str]] = field(default_factory=list)
     places: list[list[str]] = field(default_factory=list)
 
@@ -66,15 +70,15 @@ class ContrastWords:
         """From a JSON object with these fields; InputError where it is another."""
         data = read_json(path)
         known = {f.name for f in fields(cls)}
-        required = known - {"sizes", "places"}
+        required = known - OPTIONAL
         if not (required <= set(data) <= known and all(isinstance(v, list) for v in data.values())):
             raise InputError(
                 f"{str(path)!r} holds no contrast words: it must have the lists "
-                f"{', '.join(sorted(required))}, and may have sizes and places."
+                f"{', '.join(sorted(required))}, and may have {', '.join(sorted(OPTIONAL))}."
             )
         words = cls(**data)
         try:
-            words._table  # noqa: B018  reads every entry
+            words._table, words._joints  # noqa: B018  reads every entry
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 f"{str(path)!r} holds no contrast words that can be read: an entry lacks or has "
@@ -114,6 +118,15 @@ class ContrastWords:
         return table
 
     @cached_property
+    def _joints(self) -> dict[tuple[str, ...], list[list[str]]]:
+        """What leaves an arrangement open, as words -> what says one, as words."""
+        return {
+            tuple(_spelt(phrase)): [WordTokenizer.split(text) for text in joint["among"]]
+            for joint in self.arrangements
+            for phrase in joint["open"]
+        }
+
+    @cached_property
     def _longest(self) -> int:
         return max(map(len, self._table), default=0)
 
@@ -149,6 +162,19 @@ class ContrastWords:
                 entry, many = meanings[factor]
                 return Span(factor, entry, at, end, many)
         return None
+
+    def arranged(self, caption: str) -> list[str]:
+        """The ways to say where the two objects of a caption are that leaves it open ("a dog and a
+        cat": which is on the left?); nothing where there are not two, or their places are said."""
+        words, spans = self.parse(caption)
+        objects = [span for span in spans if span.factor == "object"]
+        if len(objects) != 2 or any(span.factor == "relation" for span in spans):
+            return []
+        first, second = objects
+        start, count = _noun_phrase(words, spans, second)
+        begin = count.start if count else start
+        joint = self._joints.get(tuple(_spelt(" ".join(words[first.end : begin]))), [])
+        return [" ".join([*words[: first.end], *said, *words[begin:]]) for said in joint]
 
     def swaps(self, prompt: str) -> dict[str, list[str]]:
         """Contrast captions of a prompt by factor, without the prompt itself or repeats.
