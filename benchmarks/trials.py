@@ -19,6 +19,7 @@ from torch import Tensor
 from tfgen import hub
 from tfgen.atlas import Atlas
 from tfgen.cache import EmbeddingCache, rounding
+from tfgen.decoding.engine import ENGINES
 from tfgen.errors import InputError
 from tfgen.hub import read_json
 from tfgen.judge import Judge
@@ -51,6 +52,8 @@ class Setup:
     """A folder, where what one-token prefixes and the samples of best-of-n look like is kept, which
     is the same for every prompt. They cost each prompt what they would have cost it alone."""
 
+    engine: str = "auto"
+
     @classmethod
     def of(cls, args: Namespace, cache: Path | None = None) -> Setup:
         """From the options of `add_models`. With no --jobs, a GPU gets one process."""
@@ -66,6 +69,7 @@ class Setup:
             args.views,
             judge,
             cache,
+            args.engine,
         )
 
 
@@ -80,6 +84,7 @@ def add_models(parser: ArgumentParser) -> None:
     add("--judge", default="", metavar="FOLDER", help="another judge than the packaged one")
     add("--no-judge", action="store_true", help="verifier scores only")
     add("--device", default="auto", help="auto, cpu or cuda")
+    add("--engine", choices=ENGINES, default="auto", help="what decodes (default: auto)")
 
 
 class Trials:
@@ -95,6 +100,7 @@ class Trials:
             device=setup.device,
             score=setup.score,
             views=setup.views,
+            engine=setup.engine,
         )
         self.judge: Judge | None = None
         self.judge_print: str | None = None

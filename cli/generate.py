@@ -35,6 +35,7 @@ def generate(
     prior: o.Prior = None,
     guidance: o.Guidance = None,
     device: o.Device = "auto",
+    engine: o.Engine = "auto",
     search: o.Search = None,
     beam: o.Beam = None,
     candidates: o.Candidates = None,
@@ -101,6 +102,7 @@ def generate(
             score=score,
             views=views,
             cache=None if str(cache) == "off" else cache,
+            engine=engine,
         )
         try:
             for index, path in enumerate(paths):

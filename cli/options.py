@@ -76,6 +76,15 @@ Device = Annotated[
     str,
     option(MODELS, "Where to compute; auto is CUDA where there is one.", metavar="auto|cpu|cuda"),
 ]
+Engine = Annotated[
+    str,
+    option(
+        MODELS,
+        "What decodes: auto is threads on a CPU, and kernels on a GPU where they run; "
+        "eager is plain PyTorch. Changes results by rounding only.",
+        metavar="auto|eager|kernels",
+    ),
+]
 
 Search = Annotated[str | None, option(SEARCH, "The algorithm.", metavar="beam|lookahead|best-of-n")]
 Beam = Annotated[int | None, option(SEARCH, "Beam width: prefixes kept after each step.")]

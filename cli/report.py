@@ -24,10 +24,11 @@ BY = {"budget": "--budget", "time": "--time-limit"}  # what stopped a search, as
 def prompt_warnings(quiet: bool) -> Iterator[list[str]]:
     """Say on stderr, unless quiet, what a search warns of; yields the sentences."""
     from tfgen.cache import CacheWarning
+    from tfgen.decoding.engine import EngineWarning
     from tfgen.pipeline import PromptWarning
     from tfgen.search import RecordWarning
 
-    ours = (PromptWarning, CacheWarning, RecordWarning)
+    ours = (PromptWarning, CacheWarning, RecordWarning, EngineWarning)
     sentences: list[str] = []
     show_others = warnings.showwarning
 

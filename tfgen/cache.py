@@ -231,6 +231,7 @@ class EmbeddingCache:
 
 def rounding(engine: Engine, device: torch.device) -> dict[str, Any]:
     """What moves the last bits of embeddings, beside the models and the seed, as JSON."""
+    alone = engine.name != "eager" or device.type != "cpu"  # of how many threads torch uses
     return {
         "device": str(device),
         "processor": torch.backends.cpu.get_cpu_capability(),
@@ -238,6 +239,7 @@ def rounding(engine: Engine, device: torch.device) -> dict[str, Any]:
         "tfgen": tfgen.__version__,
         "engine": type(engine).__name__,
         "rows": engine.rows,
+        **({} if alone else {"threads": torch.get_num_threads()}),
     }
 
 

@@ -19,7 +19,8 @@ import tfgen
 from tfgen import hub
 from tfgen.atlas import Atlas
 from tfgen.cache import EmbeddingCache, rounding
-from tfgen.decoding.threads import ThreadedEngine, one_thread
+from tfgen.decoding.engine import EngineMaker, engine_maker
+from tfgen.decoding.threads import one_thread
 from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.image_io import pixel_hash, save_png, to_image
 from tfgen.priors.base import Prior
@@ -105,7 +106,7 @@ class Pipeline:
     defaults: dict[str, Any] = field(default_factory=dict)
     """Fields of SearchSettings that a search uses where the user says nothing."""
 
-    engine: Callable[[Tokenizer, Verifier], Engine] = PlainEngine
+    engine: EngineMaker = PlainEngine
     """Makes what decodes, for each search."""
 
     cache: EmbeddingSource | None = None
@@ -129,6 +130,7 @@ class Pipeline:
         score: str = "contrast",
         views: int = 1,
         cache: str | PathLike[str] | None = None,
+        engine: str = "auto",
     ) -> Pipeline:
         """Load models by name or local folder.
 
@@ -138,10 +140,13 @@ class Pipeline:
         "cuda". score: "contrast" ranks by the log-softmax of the similarity to the prompt against
         contrast captions, "cosine" by the bare similarity. views: the verifier looks at each
         picture so many times, a little moved and lightened, see `Views`. cache: a folder in which
-        to keep, across runs, what prefixes look like; it changes no result. Raises InputError on an
-        unknown or unusable model.
+        to keep, across runs, what prefixes look like; it changes no result. engine: what decodes,
+        "auto" (passes side by side on a CPU, kernels and CUDA graphs on a GPU where they run),
+        "eager" (plain PyTorch), "kernels" (or an error); it changes results by rounding only.
+        Raises InputError on an unknown or unusable model or engine.
         """
         place = find_device(device)
+        decoding = engine_maker(engine, place)
         if score not in SCORES:
             raise unknown("score", score, SCORES)
         defaults = hub.search_defaults(model)
@@ -161,7 +166,7 @@ class Pipeline:
             verifier or usual_verifier,
             score,
             defaults,
-            ThreadedEngine if place.type == "cpu" else PlainEngine,
+            decoding,
             cache_folder=None if cache is None else Path(cache),
             folder=hub.locate(model),
         )
@@ -218,9 +223,9 @@ class Pipeline:
         if settings.atlas:
             atlas = Atlas.find(self.folder, models, tokenizer.vocab_size)
             settings = replace(settings, atlas=atlas is not None)
-        about = self._about(prompt, negative)
         try:
             engine, cache = self.engine(tokenizer, self.verifier), self.cache
+            about = self._about(prompt, negative, engine)
             with ExitStack() as stack:
                 if cache is None and self.cache_folder is not None:
                     key = models | rounding(engine, tokenizer.device)
@@ -270,12 +275,13 @@ class Pipeline:
             "verifier": self.verifier.fingerprint(),
         }
 
-    def _about(self, prompt: str, negative: Sequence[str]) -> dict[str, Any]:
+    def _about(self, prompt: str, negative: Sequence[str], engine: Engine) -> dict[str, Any]:
         """What a search is of, for its recipe and its trace."""
         return {
             "tfgen": tfgen.__version__,
             "torch": torch.__version__,
             "device": self.tokenizer.device.type,
+            "engine": engine.name,
             "prompt": prompt,
             "negative": list(negative),
             "model": {
@@ -321,12 +327,13 @@ def generate(
     device: str = "auto",
     score: str = "contrast",
     views: int = 1,
+    engine: str = "auto",
     **options: Any,
 ) -> Result:
     """Load the models and make one picture; `Pipeline` keeps them loaded for more.
 
-    model, verifier, prior, guidance, device, score, views: see `Pipeline.load`. options: see
-    `Pipeline.generate`, such as beam=16, seed=0.
+    model, verifier, prior, guidance, device, score, views, engine: see `Pipeline.load`. options:
+    see `Pipeline.generate`, such as beam=16, seed=0.
     """
     check_prompt(prompt)
     pipeline = Pipeline.load(
@@ -337,6 +344,7 @@ def generate(
         device=device,
         score=score,
         views=views,
+        engine=engine,
     )
     return pipeline.generate(prompt, **options)
 

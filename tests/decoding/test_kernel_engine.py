@@ -11,8 +11,10 @@ from tests.toy_world import make_world, tokenizer_model, write_verifier
 from tests.toys import ToyTokenizer
 from tfgen.decoding import kernel_engine
 from tfgen.decoding.flextok_step import FusedFlexTok
-from tfgen.decoding.kernel_engine import KernelEngine
-from tfgen.search import PlainEngine
+from tfgen.decoding.kernel_engine import KernelEngine, KernelEngines
+from tfgen.decoding.sprites_step import decode_all_slots
+from tfgen.priors.uniform import UniformPrior
+from tfgen.search import PlainEngine, SearchSettings, search
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.verifiers.base import Verifier
@@ -69,10 +71,10 @@ def test_a_flextok_decodes_through_the_kernels_and_a_clip_is_fed_by_one(
     verifier: ClipVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    right, feed = FusedFlexTok.decode_latents, kernel_engine.verifier_input
+    right, feed = FusedFlexTok.latents, kernel_engine.verifier_input
     monkeypatch.setattr(
         FusedFlexTok,
-        "decode_latents",
+        "latents",
         lambda self, *rest: calls.append("decode") or right(self, *rest),
     )
     monkeypatch.setattr(
@@ -94,3 +96,97 @@ def test_weights_are_packed_once_for_all_searches(verifier: ClipVerifier) -> Non
 def test_rows_and_passes_are_those_of_the_tokenizer_and_its_device() -> None:
     engine = KernelEngine(ToyTokenizer(5, 3), MeanColour())
     assert (engine.rows, engine.passes) == (ToyTokenizer.decode_rows, 1)
+
+
+def test_prefixes_are_padded_to_few_lengths(verifier: ClipVerifier) -> None:
+    flextok = KernelEngine(tokenizers()["flextok"], verifier)
+    assert [flextok.bucket(k) for k in (1, 4, 5, 8, 9, 16)] == [4, 4, 8, 8, 16, 16]
+    sprites = KernelEngine(tokenizers()["sprites"], verifier)
+    assert [sprites.bucket(k) for k in (1, 5, 8)] == [8, 8, 8]
+    assert KernelEngine(ToyTokenizer(5, 3), MeanColour()).bucket(2) == 2
+
+
+@pytest.mark.parametrize("name", ["flextok", "sprites"])
+def test_prefixes_of_mixed_lengths_are_embedded_as_each_alone(
+    name: str, verifier: ClipVerifier
+) -> None:
+    tokenizer = tokenizers()[name]
+    engine = KernelEngine(tokenizer, verifier, rows=2)
+    noise = torch.Generator().manual_seed(0)
+    tokens = torch.randint(12, (5, 8), generator=noise)
+    lengths = torch.tensor([1, 8, 3, 5, 1])
+    found = engine.embed_prefixes(tokens, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = verifier.embed(tokenizer.decode(tokens[row : row + 1, :length]))[0]
+        torch.testing.assert_close(found[row], alone, atol=1e-5, rtol=0)
+
+
+def test_sprites_painted_without_a_look_at_which_objects_there_are() -> None:
+    tokenizer = tokenizers()["sprites"]
+    noise = torch.Generator().manual_seed(0)
+    tokens = torch.randint(tokenizer.vocab_size, (64, 8), generator=noise)
+    lengths = torch.randint(1, 9, (64,), generator=noise)
+    codes = tokenizer.fsq.to_codes(tokens)
+    layers, _ = tokenizer.model.layers(codes, torch.arange(8) < lengths[:, None])
+    assert 0 < (layers.present > 0).float().mean() < 1  # some are there, some are not
+    found = decode_all_slots(tokenizer, tokens, lengths)
+    torch.testing.assert_close(found, tokenizer.decode_lengths(tokens, lengths), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["flextok", "sprites"])
+def test_a_search_finds_what_it_finds_with_the_plain_engine(
+    name: str, verifier: ClipVerifier
+) -> None:
+    tokenizer = tokenizers()[name]
+    target = verifier.prepare("a red fox")
+    settings = SearchSettings(beam=2, candidates=3, tokens=3)
+    prior = UniformPrior(tokenizer.vocab_size, tokenizer.num_tokens)
+    results = [
+        search(target, tokenizer, prior, verifier, settings, 0, engine=engine)
+        for engine in (PlainEngine(tokenizer, verifier), KernelEngine(tokenizer, verifier))
+    ]
+    assert torch.equal(results[0].tokens, results[1].tokens)
+    assert results[0].score == pytest.approx(results[1].score, abs=1e-4)
+    assert [s.best_tokens.tolist() for s in results[0].steps] == [
+        s.best_tokens.tolist() for s in results[1].steps
+    ]
+
+
+def replayed(shapes: list[tuple[int, ...]]):
+    """Records as CUDA does, as far as a CPU can: what is replayed is the work on the memory that it
+    was recorded with."""
+
+    def record(work):
+        result = work()
+        shapes.append(tuple(result.shape))
+        return lambda: result.copy_(work()), result
+
+    return record
+
+
+@pytest.mark.parametrize("name", ["flextok", "sprites"])
+def test_passes_are_recorded_once_a_shape_and_replayed(name: str, verifier: ClipVerifier) -> None:
+    tokenizer, shapes = tokenizers()[name], []
+    engine = KernelEngine(tokenizer, verifier, record=replayed(shapes))
+    plain = PlainEngine(tokenizer, verifier)
+    passes = [TOKENS, TOKENS.flip(0), TOKENS + 1, TOKENS]
+    for length in (2, 1):  # of one bucket
+        given = [tokens[:, :length] for tokens in passes]
+        for a, b in zip(engine.embed(given), plain.embed(given), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert len(shapes) == 1
+
+
+def test_searches_with_the_same_models_share_an_engine_and_those_of_other_noise_its_rows(
+    verifier: ClipVerifier,
+) -> None:
+    make, models = KernelEngines(), tokenizers()
+    sprites = make(models["sprites"], verifier)
+    assert make(models["sprites"], verifier) is sprites
+    flextok = make(models["flextok"], verifier)
+    assert flextok is not sprites
+    flextok.rows = 5  # what fits
+    other = make(models["flextok"].for_seed(9), verifier)
+    assert other is not flextok
+    assert other.rows == 5
+    assert make(models["sprites"], verifier).rows == sprites.rows  # not those of a FlexTok

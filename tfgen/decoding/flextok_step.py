@@ -161,6 +161,12 @@ class FusedFlexTok(FlexTok):
         sampling = replace(self.sampling, **settings)
         return self.pictures(self._sample_tokens(tokens, lengths, noise, sampling))
 
+    @torch.no_grad()
+    def latents(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """`decode_latents` from the tokenizer's own noise and sampling, of prefixes on the device
+        that need no check, which would wait for it: Int64[N, K], Int64[N] -> [N, C, H, W]."""
+        return self._sample_tokens(tokens, lengths, None, self.sampling)
+
     def _sample_tokens(
         self, tokens: Tensor, lengths: Tensor, noise: Tensor | None, sampling: Sampling
     ) -> Tensor:

@@ -15,22 +15,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from tfgen.decoding.engine import DecodeEngine
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
 
 
-class ThreadedEngine:
-    """Runs passes side by side, one thread each; an `Engine` of a search (see `Evaluator`).
+class ThreadedEngine(DecodeEngine):
+    """Runs passes side by side, one thread each.
 
     threads: passes at a time; by default the cores that this process may use, or fewer if the user
     told torch so (OMP_NUM_THREADS, torch.set_num_threads).
     """
 
+    name = "threads"
+
     def __init__(
         self, tokenizer: Tokenizer, verifier: Verifier, threads: int | None = None
     ) -> None:
-        self.tokenizer, self.verifier = tokenizer, verifier
-        self.rows = tokenizer.decode_rows
+        super().__init__(tokenizer, verifier)
         self.passes = threads or min(torch.get_num_threads(), usable_cores())
         self._pool: ThreadPoolExecutor | None = None
 

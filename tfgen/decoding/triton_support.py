@@ -7,8 +7,10 @@ says whether they can run on a tensor's device, and everything else takes the Py
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 try:
@@ -17,7 +19,7 @@ try:
 except ImportError:
     triton = tl = None
 
-__all__ = ["fused", "jit", "next_power_of_2", "tl", "triton", "warps"]
+__all__ = ["fused", "jit", "next_power_of_2", "tl", "triton", "warps", "why_no_kernels"]
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -37,3 +39,27 @@ def next_power_of_2(n: int) -> int:
 def warps(elements: int) -> int:
     """Of one program that holds this many elements: 16 each thread, 1 to 16 warps."""
     return min(16, max(1, elements // (16 * 32)))
+
+
+@cache
+def why_no_kernels(device: torch.device) -> str | None:
+    """Why kernels cannot run on a device, as a clause without a full stop; None: they do.
+
+    One is run to find out: Triton needs a C compiler at hand, and knows not every GPU.
+    """
+    if device.type != "cuda":
+        return f"they need a CUDA device, and this is {device.type}"
+    if triton is None:
+        return f"they need Triton, which this torch ({torch.__version__}) does not bring"
+    try:
+        found = torch.empty(1, device=device)
+        _fill_kernel[(1,)](found, 7.0)
+        return None if found.item() == 7.0 else "Triton computes something else than it should"
+    except Exception as error:  # of Triton, its compilers or the driver; whatever they raise
+        lines = str(error).strip().splitlines() or [""]
+        return f"Triton fails with {type(error).__name__}: {lines[-1][:120].rstrip('.')}"
+
+
+@jit
+def _fill_kernel(out, value):
+    tl.store(out, value)

@@ -62,6 +62,9 @@ class Engine(Protocol):
     rounding, and it depends neither on the other rows nor on the other passes of the call.
     """
 
+    name: str
+    """Which it is, for the recipe: its rounding may decide which of two near-equals is kept."""
+
     rows: int
     """Rows of a pass. Fewer, the same in all passes, after the device ran out of memory."""
 
@@ -74,6 +77,8 @@ class Engine(Protocol):
 
 class PlainEngine:
     """One pass after the other through the tokenizer and the verifier."""
+
+    name = "eager"
 
     def __init__(self, tokenizer: Tokenizer, verifier: Verifier) -> None:
         self.tokenizer, self.verifier = tokenizer, verifier
