@@ -55,6 +55,8 @@ class KernelEngine(DecodeEngine):
         self.plan: InputPlan | None = None
         if isinstance(verifier, ClipVerifier):
             self.plan = InputPlan.for_clip(verifier.preprocess, tokenizer.image_size, device)
+        if isinstance(tokenizer, SpritesTokenizer):
+            self.codebook = tokenizer.code_embeddings()  # to make codes of tokens, a host is needed
         self.padded = isinstance(tokenizer, (FusedFlexTok, SpritesTokenizer))
         self.graphs: GraphedPass | None = None
         if record is None and on_gpu:
@@ -118,7 +120,7 @@ class KernelEngine(DecodeEngine):
                 return tokenizer.pictures(tokenizer.latents(tokens, lengths)), (0.0, 1.0)
             return tokenizer.vae.decode(tokenizer.latents(tokens, lengths)), (-1.0, 1.0)
         if isinstance(tokenizer, SpritesTokenizer):
-            return decode_all_slots(tokenizer, tokens, lengths), (0.0, 1.0)
+            return decode_all_slots(tokenizer.model, self.codebook[tokens], lengths), (0.0, 1.0)
         return tokenizer.decode(tokens), (0.0, 1.0)
 
     @torch.inference_mode()

@@ -10,16 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_model import Layered, SpritesModel, place
 
 
-def decode_all_slots(tokenizer: SpritesTokenizer, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """`SpritesTokenizer.decode_lengths`, up to rounding: tokens Int64[N, num_tokens], of which row
-    i's first lengths[i] (Int64[N]) count -> Float32[N, 3, H, W] in [0, 1]."""
-    model = tokenizer.model
-    keep = torch.arange(tokenizer.num_tokens, device=tokens.device) < lengths[:, None]
-    layered, _ = model.layers(tokenizer.fsq.to_codes(tokens), keep)
+def decode_all_slots(model: SpritesModel, codes: Tensor, lengths: Tensor) -> Tensor:
+    """What `SpritesTokenizer.decode_lengths` decodes, up to rounding: code vectors
+    Float[N, num_tokens, d], of which row i's first lengths[i] (Int64[N]) count ->
+    Float32[N, 3, H, W] in [0, 1]."""
+    keep = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
+    layered, _ = model.layers(codes, keep)
     return paint_all_slots(model, layered).clamp(0, 1)
 
 
