@@ -115,9 +115,10 @@ def ablate(
 ) -> None:
     """See what a prior is worth for PROMPT: a sheet of pictures, a row a prior and a column a λ.
 
-    Every search has the same decodes, and no atlas. Under each picture: the verifier's score and,
-    in the sprite world, whether the judge finds in it what the prompt asks for. For an answer with
-    intervals: tfgen bench prior_strength. Ctrl-C keeps the pictures finished so far.
+    Every search has the same decodes, and no atlas; beam and candidates, left out, suit the budget.
+    Under each picture: the verifier's score and, in the sprite world, whether the judge finds in it
+    what the prompt asks for. For an answer with intervals: tfgen bench prior_strength. Ctrl-C keeps
+    the pictures finished so far.
     """
     settings = o.settings_of(locals())
     grid = (o.parse_numbers("--strengths", strengths), o.parse_numbers("--weights", weights))
@@ -125,7 +126,7 @@ def ablate(
     whole_number("--seeds", seeds, 1)
     whole_number("--size", size, 16, 1024)
 
-    from tfgen.ablation import Ablation, available, find_judge, table
+    from tfgen.ablation import Ablation, available, find_judge, fitting, table
     from tfgen.pipeline import Pipeline, check_prompt
 
     asked = prompts_of(words, prompts)
@@ -144,7 +145,7 @@ def ablate(
             views=views,
             cache=None if str(cache) == "off" else cache,
         )
-        pipeline.settings(**settings)  # refused now, if at all
+        settings = fitting(pipeline, settings)
         if names is None:
             names, sentences = available(pipeline)
             for sentence in [] if quiet else sentences:

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.test_cli import Run, files, is_one_sentence, run  # noqa: F401
 from tests.toy_judge import write_judge
 from tests.toy_models import VOCAB, SavedVerifier
+from tests.toys import ToyPrior, ToyTokenizer, ToyVerifier, rugged
 from tfgen import ablation, hub
 from tfgen.ablation import Cell
 from tfgen.judge import Judge, Verdict
@@ -95,6 +96,8 @@ def test_a_picture_is_what_the_pipeline_finds(ablate: Callable[..., Run]) -> Non
             prior_strength=picture["strength"],
             prior_weight=picture["weight"],
             budget=12,
+            beam=1,
+            candidates=3,
         )
         assert result.tokens == picture["tokens"]
         assert result.verifier_score == picture["verifier_score"]
@@ -190,6 +193,24 @@ def test_what_it_cannot_use_is_one_sentence(
 def test_an_empty_file_of_prompts_is_refused(ablate: Callable[..., Run]) -> None:
     Path("none.txt").write_text("\n \n")
     assert "'none.txt' is empty" in ablate("--prompts", "none.txt").err
+
+
+def test_the_beam_suits_the_budget_unless_it_is_said() -> None:
+    pipeline = toy_pipeline()
+    assert ablation.fitting(pipeline, {"budget": 256}) == {
+        "budget": 256,
+        "beam": 4,
+        "candidates": 8,
+    }
+    assert ablation.fitting(pipeline, {"budget": 256, "schedule": "8"})["candidates"] == 23
+    for said in ({"beam": 2}, {"candidates": 3}, {"search": "best-of-n"}):
+        assert ablation.fitting(pipeline, {"budget": 256, **said}) == {"budget": 256, **said}
+
+
+def toy_pipeline() -> Pipeline:
+    """Of 8 tokens."""
+    tokenizer = ToyTokenizer(VOCAB, 8)
+    return Pipeline(tokenizer, ToyPrior(VOCAB, 8), ToyVerifier(tokenizer, rugged))
 
 
 # The judge

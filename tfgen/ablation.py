@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tfgen.errors import InputError, TfgenError
 from tfgen.image_io import contact_sheet
 from tfgen.judge import Judge, Verdict, metadata_of
 from tfgen.pipeline import Pipeline, Result
+from tfgen.search.schedule import prefix_lengths
 from tfgen.spriteeval import Metadata, read
 from tfgen.spriteeval.scoring import judge_picture
 
@@ -158,6 +160,19 @@ def guided(pipelines: Mapping[str, Pipeline], scale: float) -> dict[str, Pipelin
     if len(refusals) == len(found):
         raise refusals[0]
     return found
+
+
+def fitting(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Search options with a beam that suits the budget, half as many prefixes as candidates of
+    each, unless they say what it is: cut to the budget, a wide beam has hardly a candidate."""
+    settings = pipeline.settings(**options)
+    said = any(options.get(name) is not None for name in ("beam", "candidates"))
+    if said or settings.search == "best-of-n" or settings.budget is None:
+        return dict(options)
+    tokens = settings.tokens or pipeline.tokenizer.num_tokens
+    steps = len(prefix_lengths(settings.schedule, tokens))
+    width = max(1, isqrt(settings.budget // (2 * steps)))
+    return {**options, "beam": width, "candidates": max(1, settings.budget // (steps * width))}
 
 
 def available(pipeline: Pipeline) -> tuple[list[str], list[str]]:
