@@ -204,12 +204,12 @@ def report(
         ]
         for name, row in rows.items()
     ]
+    busy = "unknown" if load is None else f"{load:.1f} processes in the last minute"
     head = (
         f"Decode and verifier, {args.candidates} candidates of {args.tokens} tokens on {threads} "
         f"cores, {args.repeats} interleaved repeats. The ratio is the median of the repeats' [the "
         "least, the most]. Error: of the embeddings, from those of the first row. "
-        f"Processes that ran, in the mean of the last minute: {'unknown' if load is None else load}"
-        f" (on an idle machine at most {threads})."
+        f"Load of the machine: {busy}; from this benchmark alone it is at most {threads}."
     )
     parts = [head, harness.markdown(["way", "candidates/s", "ratio", "error"], table)]
     if args.runs:

@@ -262,8 +262,10 @@ def looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~"))
 
 
-def download(repository: str, file: str) -> Path:
+def download(repository: str, file: str, option: str = "") -> Path:
     """A file of a Hugging Face repository, from the hub's cache or the hub.
+
+    option: what a user can give a folder to instead, for a message.
 
     Raises InputError where there is no such repository or file, TfgenError where it cannot be had.
     """
@@ -281,9 +283,10 @@ def download(repository: str, file: str) -> Path:
     except HFValidationError as error:
         raise InputError(f"{repository!r} is no hub repository: write OWNER/NAME.") from error
     except LocalEntryNotFoundError as error:
+        to = f" to {option}" if option else ""
         raise TfgenError(
             f"{file} of {repository} is not on this machine and cannot be downloaded: run again "
-            "with a network, or give a folder that holds the repository's files."
+            f"with a network, or give a folder that holds the repository's files{to}."
         ) from error
     except EntryNotFoundError as error:
         raise InputError(f"{repository} on the hub has no {file}: name another model.") from error

@@ -104,3 +104,14 @@ def test_everything_else_is_the_verifiers_own():
 def test_there_are_only_so_many_views(count):
     with pytest.raises(InputError, match="views must be a whole number from 1 to 5"):
         Views(Flat(), count)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_accounts_count_every_look(count: int):
+    tokenizer = ToyTokenizer(5, 3)
+    verifier = Views(ToyVerifier(tokenizer, sum), count)
+    evaluator = Evaluator(tokenizer, verifier, TARGET)
+    evaluator.score(torch.arange(5)[:, None])
+    evaluator.account("screened", 2, 0.5)
+    assert evaluator.accounts.decodes == 5
+    assert evaluator.accounts.verifier_calls == 7 * count

@@ -32,7 +32,7 @@ class Accounts:
     decode would have, so that a budget finds the same with it; what an atlas knew, nothing."""
 
     verifier_calls: int = 0
-    """Pictures that the verifier looked at."""
+    """Pictures that the verifier looked at, each as often as it did (`--views`)."""
 
     propose_seconds: float = 0.0
     """Spent in drawing candidates from the prior, and in ranking by it."""

@@ -199,7 +199,7 @@ class Evaluator:
             self._remember(batch_keys, scores)
             self.accounts.decodes += len(rows)
             self.accounts.cost += len(rows)
-            self.accounts.verifier_calls += len(rows)
+            self.accounts.verifier_calls += len(rows) * self.verifier.looks
             now = time.perf_counter()
             if self._warm is None:
                 self._warm = (now, self._passes)  # it took longer than others will
@@ -221,7 +221,7 @@ class Evaluator:
         """
         setattr(self.accounts, kind, getattr(self.accounts, kind) + pictures)
         self.accounts.cost += pictures * cost
-        self.accounts.verifier_calls += pictures
+        self.accounts.verifier_calls += pictures * self.verifier.looks
 
     def keep_embeddings(self) -> None:
         """From now on, remember what `embeddings` tells; forget what was remembered until now."""

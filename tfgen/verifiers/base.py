@@ -25,6 +25,8 @@ class Verifier(ABC):
     """
 
     name: str
+    looks: int = 1
+    """How often the picture network runs for one picture, as accounts count it."""
 
     @abstractmethod
     def prepare(self, prompt: str, negatives: Sequence[str] = ()) -> Target:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfgen.errors import InputError, TfgenError, unknown
-from tfgen.hub import read_json, read_safetensors
+from tfgen.hub import download, read_json, read_safetensors
 from tfgen.verifiers import sprites_tower  # noqa: F401  registers the tower with timm
 from tfgen.verifiers.base import Target, Verifier
 from tfgen.verifiers.contrast import ContrastWords
@@ -105,8 +105,8 @@ class ClipVerifier(Verifier):
             return cls._from_folder(Path(source), device, score)
         if str(source).startswith("hf-hub:"):
             repository = str(source).removeprefix("hf-hub:")
-            folder = _download(repository, CONFIG_FILE).parent
-            _download(repository, WEIGHTS_FILE)
+            folder = download(repository, CONFIG_FILE, "--verifier").parent
+            download(repository, WEIGHTS_FILE, "--verifier")
             return cls._from_folder(folder, device, score, name=str(source))
         return cls._from_open_clip(str(source), device, score)
 
@@ -163,7 +163,7 @@ class ClipVerifier(Verifier):
             file = (
                 hub_id.with_suffix(".safetensors").name if len(hub_id.parts) > 2 else WEIGHTS_FILE
             )
-            path = _download("/".join(hub_id.parts[:2]), file)
+            path = download("/".join(hub_id.parts[:2]), file, "--verifier")
         else:
             path = Path(pretrained).expanduser()
             if not path.is_file():
@@ -405,36 +405,6 @@ def _fill(model: nn.Module, path: Path) -> None:
         raise InputError(
             f"{str(path)!r} holds the weights of another model ({_first_line(error)}): "
             "use the weights and the config that belong together."
-        ) from error
-
-
-def _download(repository: str, file: str) -> Path:
-    """A file of a Hugging Face repository, from the hub's cache or the hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    try:
-        return Path(hf_hub_download(repository, file))
-    except HFValidationError as error:
-        raise InputError(f"{repository!r} is no hub repository: write OWNER/NAME.") from error
-    except LocalEntryNotFoundError as error:
-        raise TfgenError(
-            f"{file} of {repository} is not on this machine and cannot be downloaded: run again "
-            f"with a network, or put it in a folder with that repository's {CONFIG_FILE} and give "
-            "the folder to --verifier."
-        ) from error
-    except EntryNotFoundError as error:
-        raise InputError(
-            f"{repository} has no {file}, and tfgen reads no pickled weights: choose another model."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise TfgenError(
-            f"{file} of {repository} cannot be had ({_first_line(error)}): try again later."
         ) from error
 
 

@@ -34,7 +34,7 @@ class Views(Verifier):
     def __init__(self, verifier: Verifier, count: int) -> None:
         """count: from 1, which is the picture as it is, to len(VIEWS)."""
         self.verifier, self.count = verifier, whole_number("views", count, 1, len(VIEWS))
-        self.name = verifier.name
+        self.name, self.looks = verifier.name, self.count * verifier.looks
 
     def prepare(self, prompt: str, negatives: Sequence[str] = ()) -> Target:
         return self.verifier.prepare(prompt, negatives)
