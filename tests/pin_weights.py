@@ -16,6 +16,7 @@ from torch import Tensor
 from tfgen.hub import WEIGHTS
 from tfgen.judge import Judge
 from tfgen.priors.autoregressive import FILE_NAME, AutoregressivePrior
+from tfgen.tokenizers.grid import GridTokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.verifiers.clip import ClipVerifier
 
@@ -47,7 +48,8 @@ def outputs() -> dict[str, Any]:
         "rendered": rendered.flatten().tolist(),
         "scores": [verifier.score(pictures, verifier.prepare(p)).tolist() for p in PROMPTS],
         **judged(pictures),
-        "log_probs": likelihood("sprites", tokens),
+        "log_probs": likelihood("sprites", tokens) + likelihood("sprites-grid", tokens),
+        **gridded(tokens, pictures),
         "encoded": tokenizer.encode(pictures).tolist(),
     }
 
@@ -58,6 +60,13 @@ def judged(pictures: Tensor) -> dict[str, Any]:
         answers = Judge.load(WEIGHTS / "sprites-judge").model(pictures)
     centres, backgrounds = torch.sigmoid(answers.centre), answers.background.softmax(1)
     return {"centres": rounded(centres), "backgrounds": rounded(backgrounds)}
+
+
+def gridded(tokens: Tensor, pictures: Tensor) -> dict[str, Any]:
+    """The same tokens decoded, and pictures encoded, by the grid tokenizer."""
+    grid = GridTokenizer.load(WEIGHTS / "sprites-grid")
+    means = torch.nn.functional.adaptive_avg_pool2d(grid.decode(tokens[:, :8]), 4)
+    return {"grid_decoded": rounded(means), "grid_encoded": grid.encode(pictures).tolist()}
 
 
 def likelihood(model: str, tokens: Tensor) -> list[float]:

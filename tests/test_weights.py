@@ -22,7 +22,7 @@ def test_the_packaged_files_are_the_pinned_ones(pinned):
     assert hashes() == pinned["hashes"]
 
 
-@pytest.mark.parametrize("what", ["decoded", "rendered"])
+@pytest.mark.parametrize("what", ["decoded", "rendered", "grid_decoded"])
 def test_fixed_tokens_give_the_pinned_pictures(pinned, now, what):
     difference = torch.tensor(now[what]) - torch.tensor(pinned[what])
     assert difference.abs().max() < 2 / 255
@@ -39,7 +39,8 @@ def test_the_trained_prior_gives_the_pinned_log_probs(pinned, now):
     assert torch.allclose(found, expected, atol=0.02, rtol=0.002)
 
 
-def test_pictures_encode_to_the_pinned_tokens(pinned, now):
+@pytest.mark.parametrize("what", ["encoded", "grid_encoded"])
+def test_pictures_encode_to_the_pinned_tokens(pinned, now, what):
     # rounding may flip a code that lies on the edge of its bin, on another processor
-    same = torch.tensor(now["encoded"]) == torch.tensor(pinned["encoded"])
+    same = torch.tensor(now[what]) == torch.tensor(pinned[what])
     assert same.float().mean() > 0.9

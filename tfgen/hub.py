@@ -54,6 +54,7 @@ _RESEARCH = "apple-amlr (research only)"
 
 MODELS: dict[str, Model] = {
     "sprites": Model("tokenizer", "the sprite world", "Apache-2.0"),
+    "sprites-grid": Model("tokenizer", "its control: tokens on a 2D grid", "Apache-2.0"),
     "sprites-clip": Model("verifier", "CLIP of the sprite world", "Apache-2.0"),
     "flextok-d12-in1k": Model(
         "tokenizer",
