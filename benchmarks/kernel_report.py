@@ -45,6 +45,7 @@ TYPES = {
     torch.int64: "i64",
     torch.int32: "i32",
 }
+STEPS = 20
 CLIP = {  # preprocessing of OpenAI's and LAION's ViT
     "size": 224,
     "mean": (0.481, 0.458, 0.408),
@@ -237,7 +238,10 @@ def main() -> None:
     parts = roofline.evaluation(
         config, 2 * args.batch, min(args.tokens + 1, 256), 2, residual.itemsize
     )
-    text = report(compiled, parts, rates, args)
+    whole = roofline.decode(
+        config, args.batch, min(args.tokens + 1, 256), STEPS, rates, 2, residual.itemsize
+    )
+    text = report(compiled, parts, whole, rates, args)
     print(text)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -245,7 +249,11 @@ def main() -> None:
         operations = [
             asdict(op) | {"seconds": seconds} for op, seconds, _ in roofline.predicted(parts, rates)
         ]
-        rows = {"kernels": [asdict(row) for row in compiled], "evaluation": operations}
+        rows = {
+            "kernels": [asdict(row) for row in compiled],
+            "evaluation": operations,
+            "decode_seconds": whole,
+        }
         settings = {"model": args.model, "batch": args.batch, "tokens": args.tokens}
         data = json.dumps({"made": made, "settings": settings, **rows}, indent=1)
         harness.write_whole(args.output / "kernel_report.json", data.encode() + b"\n")
@@ -261,6 +269,7 @@ def main() -> None:
 def report(
     compiled: list[Compiled],
     parts: list[roofline.Operation],
+    whole: dict[str, float],
     rates: tuple[float, float],
     args: argparse.Namespace,
 ) -> str:
@@ -308,7 +317,11 @@ def report(
     )
     foot = (
         f"One evaluation of the batch: {total * 1e3:.1f} ms predicted, {busy / total:.0%} of it "
-        f"FLOPs at full rate; {total / args.batch * 1e3:.3f} ms a candidate and step."
+        f"FLOPs at full rate; {total / args.batch * 1e3:.3f} ms a candidate and step. A decode of "
+        f"{STEPS} steps, without the verifier: {sum(whole.values()) / args.batch * 1e3:.1f} ms a "
+        "candidate, of them "
+        + ", ".join(f"{name} {s / args.batch * 1e3:.2f}" for name, s in whole.items())
+        + " (the VAE in bfloat16)."
     )
     return "\n\n".join([head, kernels_table, parts_table, foot])
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from tfgen.tokenizers.flextok_config import FlexTokConfig
+from tfgen.tokenizers.flextok_vae import VAE
 
 H200 = (790e12, 4.3e12)  # FLOP/s in bfloat16, bytes/s; as given for it, and not measured here
 
@@ -71,6 +76,55 @@ def step(config: FlexTokConfig, batch: int) -> Operation:
     """Guidance and the Euler update of a batch (`guided_step`, with momentum)."""
     channels, height, width = config.latent_shape
     return Operation("guided_step", 0, 6 * 4 * batch * channels * height * width)
+
+
+def vae(config: FlexTokConfig, batch: int, element: int = 2) -> Operation:
+    """The VAE's decode of a batch; bytes are what its layers read and write, `element` a number.
+
+    Both are counted on the meta device, where nothing is computed.
+    """
+    numbers = 0
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal numbers
+        numbers += output.numel() + sum(x.numel() for x in inputs if isinstance(x, Tensor))
+
+    with torch.device("meta"), torch.no_grad():
+        network = VAE(config).eval()
+        for module in network.vae.modules():
+            if not any(module.children()):
+                module.register_forward_hook(note)
+        with FlopCounterMode(display=False) as counter:
+            network.decode(torch.empty(1, *config.latent_shape))
+    weights = sum(p.numel() for p in network.vae.decoder.parameters())
+    moved = (batch * numbers + weights) * element
+    return Operation("VAE", batch * counter.get_total_flops(), moved)
+
+
+def decode(
+    config: FlexTokConfig,
+    batch: int,
+    registers: int,
+    steps: int,
+    rates: tuple[float, float],
+    element: int = 2,
+    residual: int = 4,
+) -> dict[str, float]:
+    """Seconds of each part of a guided decode of a batch, predicted at these rates. The first
+    unconditional evaluation is that of all, so the first step has half the samples."""
+
+    def seconds(operations: list[Operation]) -> float:
+        return sum(time for _, time, _ in predicted(operations, rates))
+
+    first, others = (
+        seconds(evaluation(config, samples, registers, element, residual))
+        for samples in (batch, 2 * batch)
+    )
+    return {
+        "evaluations": first + (steps - 1) * others,
+        "guidance": steps * seconds([step(config, batch)]),
+        "VAE": seconds([vae(config, batch, element)]),
+    }
 
 
 def predicted(

@@ -81,3 +81,16 @@ def test_a_prediction_is_the_slower_of_flops_and_bytes() -> None:
     ops = [roofline.Operation("a", 8e12, 1e9, 2), roofline.Operation("b", 1e9, 5e12)]
     (_, first, by_bytes), (_, second, also) = roofline.predicted(ops, (4e12, 1e12))
     assert (first, by_bytes, second, also) == (4.0, False, 5.0, True)
+
+
+def test_a_whole_decode_is_predicted_from_its_parts() -> None:
+    config, rates = published("d12-d12"), (1e12, 1e30)  # so that FLOPs decide
+    whole = roofline.decode(config, 2, 5, 3, rates)
+    flops = sum(op.flops * op.times for op in roofline.evaluation(config, 2, 5))
+    # Of one conditional evaluation in the first step, and both in two more.
+    assert whole["evaluations"] == pytest.approx(5 * flops / 1e12, rel=1e-6)
+    assert whole["VAE"] == pytest.approx(2 * 0.622, rel=0.01)  # TFLOP, counted for the spec
+    bound = roofline.decode(config, 2, 5, 3, (1e30, 1e12))
+    numbers = 2 * config.channels * config.grid**2 * config.patch**2
+    assert bound["guidance"] == pytest.approx(3 * 6 * 4 * numbers / 1e12, rel=1e-6)
+    assert bound["VAE"] == pytest.approx(2 * 2 * 857e6 / 1e12, rel=0.1)
