@@ -6,7 +6,9 @@
 
 Weights are random, of the published sizes: time does not depend on them. All engines run in the
 same process, one after the other, on the same tokens, so that their ratio means something; `eager`
-is `FlexTok`, `kernels` is `FusedFlexTok`. Useful work is counted as benchmarks.flextok_flops does,
+is `FlexTok`, `kernels` is `FusedFlexTok`, `compile` is `FlexTok` with its decoder through
+torch.compile, and `float8` is `FusedFlexTok` with the products of its blocks in FP8, which only
+drafts are made with. Useful work is counted as benchmarks.flextok_flops does,
 without what is redundant. Shares are of what this device does in the same run: a large matrix
 product in the decoder's dtype, and a copy. Where the time went is what torch's profiler says of one
 decode; where it should have gone is the roofline at the measured rates (benchmarks.roofline).
@@ -42,7 +44,8 @@ from . import harness, roofline
 from .flextok_flops import decode_flops
 
 QUESTION = __doc__.splitlines()[0]
-ENGINES = ("eager", "kernels")
+ENGINES = ("eager", "kernels", "compile", "float8")
+USUAL = ("eager", "kernels")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TINY = FlexTokConfig(  # the sizes of tests/vectors/flextok_tiny
     Trunk(64, 2, 32),
@@ -53,6 +56,7 @@ TINY = FlexTokConfig(  # the sizes of tests/vectors/flextok_tiny
     vae={"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4},
 )
 LISTED = 16  # lines of the profile
+COMPILER = "inductor"
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,14 @@ def make(config: FlexTokConfig, device: torch.device, dtype: torch.dtype, vae: t
 
 
 def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype) -> FlexTok:
-    return tokenizer if name == "eager" else FusedFlexTok.of(tokenizer, residual)
+    if name == "eager":
+        return tokenizer
+    if name == "compile":
+        compiled = copy.copy(tokenizer)
+        compiled.decoder = torch.compile(tokenizer.decoder, dynamic=False, backend=COMPILER)
+        return compiled
+    fused = FusedFlexTok.of(tokenizer, residual)
+    return fused.in_float8() if name == "float8" else fused
 
 
 def seconds(work: Callable[[], Any], device: torch.device, least: float) -> float:
@@ -129,7 +140,7 @@ def measure(
     decoded = seconds(lambda: tokenizer.decode(tokens), device, least)
     scored = None
     if verifier is not None:
-        kind = PlainEngine if name == "eager" else KernelEngine
+        kind = PlainEngine if name in ("eager", "compile") else KernelEngine
         engine = kind(tokenizer, verifier)
         scored = len(tokens) / seconds(lambda: engine.embed([tokens]), device, least)
     evaluations = sampling.steps * (2 if sampling.guided else 1)
@@ -206,7 +217,7 @@ def main() -> None:
     add("--steps", type=int, metavar="N", help="Euler steps (20 on CUDA, else 2)")
     add("--guidance", type=float, default=7.5, help="scale (7.5); 1 is without")
     add("--cfg", action="store_true", help="plain guidance in place of APG")
-    add("--engines", nargs="+", default=list(ENGINES), choices=ENGINES, help="(both)")
+    add("--engines", nargs="+", default=list(USUAL), choices=ENGINES, help="(eager kernels)")
     add("--dtype", choices=["float32", "bfloat16"], help="of the blocks (bfloat16 on CUDA)")
     add("--residual", default="float32", choices=["float32", "bfloat16"], help="of the kernels'")
     add("--vae", default="float32", choices=DTYPES, help="dtype of the VAE (float32)")
@@ -262,7 +273,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
     profiles: dict[str, list[tuple[str, int, float]]] = {}
     reference: Tensor | None = None
     with torch.inference_mode():
-        for name in sorted(args.engines):  # eager first: the others are compared with it
+        for name in sorted(args.engines, key=ENGINES.index):  # the others are compared with eager
             engine = engine_of(name, tokenizer, residual)
             row, latents = measure(
                 name, engine, verifier, prefixes, reference, flops, matmul, least

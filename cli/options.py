@@ -81,8 +81,9 @@ Engine = Annotated[
     option(
         MODELS,
         "What decodes: auto is threads on a CPU, and kernels on a GPU where they run; "
-        "eager is plain PyTorch. Changes results by rounding only.",
-        metavar="auto|eager|kernels",
+        "eager is plain PyTorch. Changes results by rounding only, but kernels-fp8 makes the "
+        "drafts of --screen in FP8.",
+        metavar="auto|eager|kernels|kernels-fp8",
     ),
 ]
 

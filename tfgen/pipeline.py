@@ -143,6 +143,7 @@ class Pipeline:
         to keep, across runs, what prefixes look like; it changes no result. engine: what decodes,
         "auto" (passes side by side on a CPU, kernels and CUDA graphs on a GPU where they run),
         "eager" (plain PyTorch), "kernels" (or an error); it changes results by rounding only.
+        "kernels-fp8" also makes the drafts of a screening in FP8, which changes what is promoted.
         Raises InputError on an unknown or unusable model or engine.
         """
         place = find_device(device)

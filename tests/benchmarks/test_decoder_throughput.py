@@ -50,6 +50,21 @@ def test_a_bfloat16_vae_and_stream_cost_precision_that_is_told(
     assert 1e-4 < found["engines"][1]["latent_error"] < 0.1
 
 
+def test_torch_compile_and_float8_may_be_measured_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(decoder_throughput, "COMPILER", "eager")  # needs no C++ compiler
+    options = ("--batch", 2, "--steps", 2, "--seconds", 0, "--device", "cpu", "-o", tmp_path)
+    run(monkeypatch, *options, "--engines", "float8", "compile", "eager")
+    found = json.loads((tmp_path / "decoder_throughput.json").read_text())
+    eager, compiled, float8 = found["engines"]
+    names = [row["engine"] for row in found["engines"]]
+    assert names == ["eager", "compile", "float8"]
+    assert eager["latent_error"] == 0
+    assert compiled["latent_error"] < 1e-4
+    assert 1e-3 < float8["latent_error"] < 0.3
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -85,6 +85,18 @@ def test_why_kernels_do_not_run_is_said_in_a_clause(monkeypatch: pytest.MonkeyPa
     assert find(CUDA) == "Triton fails with RuntimeError: Failed to find C compiler"
 
 
+def test_fp8_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    works(monkeypatch, None)
+    have = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: have[0])
+    maker = engine_maker("kernels-fp8", CUDA)
+    assert isinstance(maker, KernelEngines) and maker.float8_drafts
+    assert not engine_maker("kernels", CUDA).float8_drafts
+    have[0] = (8, 6)
+    with pytest.raises(InputError, match="kernels-fp8 cannot run: .* and this GPU has 8.6. Use"):
+        engine_maker("kernels-fp8", CUDA)
+
+
 # How many rows
 
 
@@ -147,7 +159,7 @@ def test_prefixes_that_are_none_are_refused() -> None:
 @pytest.mark.parametrize(("name", "told"), [("auto", "threads"), ("eager", "eager")])
 def test_the_recipe_tells_what_decoded(name: str, told: str) -> None:
     pipeline = Pipeline.load(device="cpu", prior="uniform", engine=name)
-    result = pipeline.generate("a red fox", beam=1, candidates=2, tokens=1, atlas=False)
+    result = pipeline.generate("a red fox", beam=1, candidates=2, schedule="1", atlas=False)
     assert result.recipe["engine"] == told
 
 

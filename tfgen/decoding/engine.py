@@ -1,7 +1,8 @@
 """The hot loop: tokens -> picture -> verifier input -> embedding, and which engine runs it.
 
 `auto` is passes side by side on a CPU (`ThreadedEngine`), and kernels and CUDA graphs on a GPU
-(`KernelEngine`), if they run there; `eager` is the plain PyTorch path anywhere (`PlainEngine`).
+(`KernelEngine`), if they run there; `eager` is the plain PyTorch path anywhere (`PlainEngine`);
+`kernels` is an error where they do not run; `kernels-fp8` makes the drafts of a screening in FP8.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tfgen.search.evaluator import Engine, PlainEngine
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
 
-ENGINES = ("auto", "eager", "kernels")
+ENGINES = ("auto", "eager", "kernels", "kernels-fp8")
 EngineMaker = Callable[[Tokenizer, Verifier], Engine]
 
 
@@ -49,6 +50,10 @@ class DecodeEngine(ABC):
     @abstractmethod
     def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
         """Each Int64[rows, k], k the same in all -> of each, Float32[rows, d] on the device."""
+
+    def draft(self, tokens: Tensor) -> Tensor:
+        """Int64[N, k] -> the tokenizer's drafts of these, as `Tokenizer.draft`."""
+        return self.tokenizer.draft(tokens)
 
     def bucket(self, length: int) -> int:
         """The length that prefixes of `length` tokens are padded to. Here: none are."""
@@ -128,12 +133,12 @@ def fitting_rows(wanted: int, free: int, peak: Callable[[int], int]) -> int:
 def engine_maker(engine: str, device: torch.device) -> EngineMaker:
     """What makes the engine of a search on this device, by name (one of ENGINES).
 
-    Raises InputError on another name, and for `kernels` where they cannot run. Warns
+    Raises InputError on another name, and where kernels that are asked for cannot run. Warns
     (EngineWarning) where `auto` has a GPU and kernels do not run on it.
     """
     from tfgen.decoding.kernel_engine import KernelEngines
     from tfgen.decoding.threads import ThreadedEngine
-    from tfgen.decoding.triton_support import why_no_kernels
+    from tfgen.decoding.triton_support import why_no_float8, why_no_kernels
 
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
@@ -141,11 +146,12 @@ def engine_maker(engine: str, device: torch.device) -> EngineMaker:
         return PlainEngine
     if engine == "auto" and device.type == "cpu":
         return ThreadedEngine
-    reason = why_no_kernels(device)
+    float8 = engine == "kernels-fp8"
+    reason = why_no_kernels(device) or (why_no_float8(device) if float8 else None)
     if reason is None:
-        return KernelEngines()
-    if engine == "kernels":
-        raise InputError(f"The engine kernels cannot run: {reason}. Use --engine auto or eager.")
+        return KernelEngines(float8)
+    if engine != "auto":
+        raise InputError(f"The engine {engine} cannot run: {reason}. Use --engine auto or eager.")
     warnings.warn(
         f"Decoding is slower than it could be, as kernels do not run here: {reason}.",
         EngineWarning,

@@ -13,6 +13,7 @@ What is done differently from `FlexTok`:
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfgen.decoding.float8 import Float8Weight, float8_linear
 from tfgen.decoding.kernels import (
     attention,
     gate_residual_norm,
@@ -49,32 +51,37 @@ from tfgen.tokenizers.flextok_sampler import Sampling
 class PackedBlock:
     """The weights of one block, as few matrices as it has products."""
 
-    qkv: Tensor  # [3 D, D]
-    proj: Tensor  # [D, D]
-    up: Tensor  # [2 h', D]
-    down: Tensor  # [D, h']
+    qkv: Tensor | Float8Weight  # [3 D, D]
+    proj: Tensor | Float8Weight  # [D, D]
+    up: Tensor | Float8Weight  # [2 h', D]
+    down: Tensor | Float8Weight  # [D, h']
 
     @classmethod
-    def of(cls, block: ModulatedBlock) -> PackedBlock:
+    def of(cls, block: ModulatedBlock, float8: bool = False) -> PackedBlock:
         up, down = pad_hidden(block.fc1.weight, block.fc3.weight, block.fc2.weight)
         qkv = torch.cat([layer.weight for layer in (block.wq, block.wk, block.wv)])
-        return cls(qkv, block.proj.weight, up, down)
+        weights = (qkv, block.proj.weight, up, down)
+        return cls(*map(Float8Weight.of, weights)) if float8 else cls(*weights)
 
 
 class FusedDecoder:
     """A FlexTok decoder's velocity, on latents in the order of patches.
 
     Computes in the dtype of the blocks' weights. residual: the dtype of the stream between blocks;
-    float32 is what `Decoder` has, bfloat16 moves half the bytes.
+    float32 is what `Decoder` has, bfloat16 moves half the bytes. float8: products are in FP8, with
+    what that costs in precision (`float8`).
     """
 
-    def __init__(self, decoder: Decoder, residual: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, decoder: Decoder, residual: torch.dtype = torch.float32, float8: bool = False
+    ) -> None:
         self.decoder, self.residual = decoder, residual
         self.dtype = decoder.blocks[0].proj.weight.dtype
         trunk = decoder.config.decoder
         self.heads, self.scale = trunk.dim // trunk.head_dim, MUP / trunk.head_dim
         self.patches = decoder.config.grid**2
-        self.blocks = [PackedBlock.of(block) for block in decoder.blocks]
+        self.blocks = [PackedBlock.of(block, float8) for block in decoder.blocks]
+        self.product = float8_linear if float8 else F.linear
 
     def __call__(
         self, x: Tensor, registers: Tensor, key_bias: Tensor | None, modulation: Modulation
@@ -92,23 +99,24 @@ class FusedDecoder:
         h = norm_modulate(x, *norms[0], p, self.dtype)
         for block, table, after in zip(self.blocks, tables, norms[1:], strict=True):
             gate_attn, gate_mlp, _, _, shift_mlp, scale_mlp = table
-            out = attention(F.linear(h, block.qkv), self.heads, key_bias, self.scale)
-            out = F.linear(out, block.proj)
+            out = attention(self.product(h, block.qkv), self.heads, key_bias, self.scale)
+            out = self.product(out, block.proj)
             x, h = gate_residual_norm(x, out, gate_attn, shift_mlp, scale_mlp, p, self.dtype)
-            out = F.linear(swiglu(F.linear(h, block.up)), block.down)
+            out = self.product(swiglu(self.product(h, block.up)), block.down)
             x, h = gate_residual_norm(x, out, gate_mlp, *after, p, self.dtype)
         return decoder.head(h[:, :p].float())
 
 
-_FUSED: WeakKeyDictionary[Decoder, dict[torch.dtype, FusedDecoder]] = WeakKeyDictionary()
+_FUSED: WeakKeyDictionary[Decoder, dict[tuple[torch.dtype, bool], FusedDecoder]]
+_FUSED = WeakKeyDictionary()
 
 
-def _fused_once(decoder: Decoder, residual: torch.dtype) -> FusedDecoder:
+def _fused_once(decoder: Decoder, residual: torch.dtype, float8: bool = False) -> FusedDecoder:
     """The fused form of a decoder, whose weights are packed once and not for each search."""
     known = _FUSED.setdefault(decoder, {})
-    if residual not in known:
-        known[residual] = FusedDecoder(decoder, residual)
-    return known[residual]
+    if (residual, float8) not in known:
+        known[residual, float8] = FusedDecoder(decoder, residual, float8)
+    return known[residual, float8]
 
 
 class FusedFlexTok(FlexTok):
@@ -124,6 +132,7 @@ class FusedFlexTok(FlexTok):
     ) -> None:
         """residual: see `FusedDecoder`."""
         super().__init__(networks, folder=folder)
+        self.float8_drafts = False
         self.fused = _fused_once(self.decoder, residual)
 
     @classmethod
@@ -160,6 +169,16 @@ class FusedFlexTok(FlexTok):
         tokens, lengths = self._prefixes(tokens, lengths)
         sampling = replace(self.sampling, **settings)
         return self.pictures(self._sample_tokens(tokens, lengths, noise, sampling))
+
+    def draft(self, tokens: Tensor) -> Tensor:
+        """As `FlexTok.draft`; in FP8 with `float8_drafts`."""
+        return FlexTok.draft(self.in_float8() if self.float8_drafts else self, tokens)
+
+    def in_float8(self) -> FusedFlexTok:
+        """The same tokenizer with all products of the decoder's blocks in FP8."""
+        tokenizer = copy.copy(self)
+        tokenizer.fused = _fused_once(self.decoder, self.fused.residual, float8=True)
+        return tokenizer
 
     @torch.no_grad()
     def latents(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -42,12 +42,16 @@ class KernelEngine(DecodeEngine):
         *,
         rows: int | None = None,
         record: Record | None = None,
+        float8_drafts: bool = False,
     ) -> None:
         """residual: see `FusedDecoder`. rows: of a pass; None: the tokenizer's, or as many as fit
         the memory that is free on the GPU. record: what records passes; None: CUDA graphs on a GPU,
-        and nothing elsewhere."""
+        and nothing elsewhere. float8_drafts: a FlexTok's drafts are in FP8."""
         if isinstance(tokenizer, FlexTok) and not isinstance(tokenizer, FusedFlexTok):
             tokenizer = FusedFlexTok.of(tokenizer, residual)
+            tokenizer.float8_drafts = float8_drafts
+        if float8_drafts:
+            self.name = "kernels-fp8"
         super().__init__(tokenizer, verifier)
         device = tokenizer.device
         on_gpu = device.type == "cuda"
@@ -153,7 +157,8 @@ class KernelEngines:
     """Makes the engine of each search of a pipeline. Searches with the very same models share one,
     with its graphs; those of a FlexTok with another noise share the rows of a pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, float8_drafts: bool = False) -> None:
+        self.float8_drafts = float8_drafts
         self._last: KernelEngine | None = None
         self._models: tuple[Tokenizer, Verifier] | None = None
 
@@ -166,6 +171,6 @@ class KernelEngines:
         else:
             rows = None
         self._last = None  # its memory is free for the next
-        self._last = KernelEngine(tokenizer, verifier, rows=rows)
+        self._last = KernelEngine(tokenizer, verifier, rows=rows, float8_drafts=self.float8_drafts)
         self._models = (tokenizer, verifier)
         return self._last

@@ -19,7 +19,17 @@ try:
 except ImportError:
     triton = tl = None
 
-__all__ = ["fused", "jit", "next_power_of_2", "tl", "triton", "warps", "why_no_kernels"]
+__all__ = [
+    "fused",
+    "jit",
+    "next_power_of_2",
+    "tl",
+    "triton",
+    "warps",
+    "why_no_float8",
+    "why_no_kernels",
+]
+FLOAT8_SINCE = (9, 0)  # the compute capability whose FP8 products have a scale for each row
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -58,6 +68,14 @@ def why_no_kernels(device: torch.device) -> str | None:
     except Exception as error:  # of Triton, its compilers or the driver; whatever they raise
         lines = str(error).strip().splitlines() or [""]
         return f"Triton fails with {type(error).__name__}: {lines[-1][:120].rstrip('.')}"
+
+
+def why_no_float8(device: torch.device) -> str | None:
+    """Why a CUDA device has no FP8 products with scales of rows, as a clause; None: it has."""
+    have = torch.cuda.get_device_capability(device)
+    if have >= FLOAT8_SINCE:
+        return None
+    return f"FP8 needs compute capability 9.0 or more, and this GPU has {have[0]}.{have[1]}"
 
 
 @jit

@@ -74,6 +74,9 @@ class Engine(Protocol):
     def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
         """Each Int64[rows, k], k the same in all -> of each, Float32[rows, d] on that device."""
 
+    def draft(self, tokens: Tensor) -> Tensor:
+        """`tokenizer.draft`, up to what drafts may differ by: Int64[N, k] -> pictures."""
+
 
 class PlainEngine:
     """One pass after the other through the tokenizer and the verifier."""
@@ -87,6 +90,9 @@ class PlainEngine:
 
     def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
         return [self.verifier.embed(self.tokenizer.decode(tokens)) for tokens in passes]
+
+    def draft(self, tokens: Tensor) -> Tensor:
+        return self.tokenizer.draft(tokens)
 
 
 class Evaluator:

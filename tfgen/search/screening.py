@@ -83,7 +83,7 @@ def _score_drafts(trail: Trail, tokens: Tensor) -> Tensor:
     for part in tokens.split(evaluator.rows):
         filled = torch.cat([part, part[-1:].expand(evaluator.rows - len(part), -1)])
         with evaluator.accounts.timed("decode"), torch.inference_mode():
-            pictures = trail.tokenizer.draft(filled)
+            pictures = evaluator.engine.draft(filled)
             scores.append(trail.verifier.score(pictures, trail.target)[: len(part)].float().cpu())
         evaluator.account("screened", len(part), trail.tokenizer.draft_cost)
     return torch.cat(scores).nan_to_num(nan=-torch.inf)
