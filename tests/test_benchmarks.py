@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import tfgen_cli
 from tests.toy_models import TOKENS
 from tests.toy_world import make_world, write_tokenizer, write_verifier
+from tfgen.judge import Detection, Seen
 
 SCRIPTS = ("gallery", "prefixes", "verifier")
 
@@ -146,13 +148,37 @@ def test_prefixes_are_measured_length_by_length(run: Callable, tmp_path: Path) -
     model = write_tokenizer(tmp_path / "model")
     picture = tmp_path / "prefixes.png"
     options = ("--model", model, "--scenes", 5, "--columns", 3, "--picture", picture)
-    (row,) = run("prefixes", *options)
+    (row,) = run("prefixes", *options, "-o", tmp_path / "out")
     assert row["scenes"] == 5
-    assert list(row["psnr"]) == ["1", "2", "3", "4", "6", "8"]
-    assert all(0 < value < 60 for value in row["psnr"].values())
+    lengths = ["1", "2", "3", "4", "6", "8"]
+    true, *prefixes = row["prefixes"].values()
+    assert list(row["prefixes"]) == ["true", *lengths]
+    assert "psnr" not in true
+    assert all(0 < found["psnr"] < 60 for found in prefixes)
+    written = json.loads((tmp_path / "out" / "prefixes-model.json").read_text())
+    assert written["prefixes"] == row["prefixes"]
+    assert "| 8 |" in (tmp_path / "out" / "prefixes-model.md").read_text()
     assert len(row["codes_used"]) == 8 and max(row["codes_used"]) <= 5
     with Image.open(picture) as image:
         assert image.width > 3 * 96 and image.height > 7 * 96  # true scenes and six lengths
+
+
+def test_the_main_object_and_all_kinds_are_looked_for() -> None:
+    script, world = import_module("benchmarks.prefixes"), make_world(24)
+    scenes = world.sample(3, torch.Generator().manual_seed(0))
+    scenes.objects = torch.tensor([[0, 1, -1, -1], [1, 1, -1, -1], [2, 0, -1, -1]])
+    names = [spec.name for spec in world.specs]
+    told = [[0, 1], [0], [2]]  # both of the first scene, another, the first of the last one
+
+    class Told:
+        def look(self, images: torch.Tensor) -> list[Seen]:
+            assert len(images) == 3
+            box = (0.0, 0.0, 1.0, 1.0)
+            return [Seen([Detection(names[m], "", box, 1.0) for m in row], "", 1.0) for row in told]
+
+    found = script.named(Told(), world, scenes, torch.zeros(3, 3, 8, 8))
+    assert (found["main"], found["all"]) == (0.6667, 0.3333)
+    assert found["low"] < 0.6667 < found["high"]
 
 
 def test_the_verifier_is_judged_by_factor_and_against_noise(run: Callable, tmp_path: Path) -> None:
