@@ -2,10 +2,11 @@
 
     python benchmarks/gallery.py -o docs/gallery.png                       # the defaults
     python benchmarks/gallery.py -o random.png --method random             # random tokens
-    python benchmarks/gallery.py -o best.png --method best-of-n            # equal decodes
+    python benchmarks/gallery.py -o best.png --method best-of-n            # as many decodes
 
-Best-of-N draws whole token sequences and keeps the one the verifier likes best; N is what the
-default search spends on that prompt. Scores and decodes go to stdout as JSON.
+Random tokens are uniform. Best-of-N draws whole sequences of them and keeps the one the verifier
+likes best; N is no less than what the default search spends. Scores and decodes go to stdout as
+JSON.
 """
 
 from __future__ import annotations
@@ -26,16 +27,13 @@ METHODS = ("default", "best-of-n", "random")
 
 
 def method_settings(pipeline: Pipeline, method: str) -> dict[str, Any]:
-    """Search settings of a method; baselines cost as many decodes as the default search."""
+    """Search settings of a method; best-of-N gets no fewer decodes than the default search."""
     if method == "default":
         return {}
     usual = pipeline.settings()
     length = usual.tokens or pipeline.tokenizer.num_tokens
-    # One step that draws whole sequences, from the same prior, is best-of-N.
-    one_step = {"beam": 1, "schedule": str(length)}
-    return one_step | {
-        "candidates": length * usual.beam * usual.candidates if method == "best-of-n" else 1
-    }
+    samples = length * usual.beam * usual.candidates if method == "best-of-n" else 1
+    return {"search": "best-of-n", "samples": samples, "prior_strength": 1.0, "prior_weight": 0.0}
 
 
 def main() -> None:
@@ -51,7 +49,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.prompts.is_file():  # the standard prompts are in the checkout only
         raise InputError(f"There is no prompt file {str(args.prompts)!r}: give one to --prompts.")
-    pipeline = Pipeline.load(device=args.device)
+    prior = None if args.method == "default" else "uniform"
+    pipeline = Pipeline.load(prior=prior, device=args.device)
     settings = method_settings(pipeline, args.method)
     settings |= {key: json.loads(value) for key, _, value in (s.partition("=") for s in args.set)}
     prompts = [line.strip() for line in args.prompts.read_text().splitlines() if line.strip()]
