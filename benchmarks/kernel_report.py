@@ -27,7 +27,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tfgen.decoding import kernels, picture_kernels, sampling_kernels
+from tfgen.decoding import float8, kernels, picture_kernels, sampling_kernels
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.triton_support import triton
 from tfgen.errors import InputError, TfgenError, whole_number
@@ -37,11 +37,12 @@ from tfgen.tokenizers.flextok_loading import Networks
 from . import harness, roofline
 
 QUESTION = __doc__.splitlines()[0]
-MODULES = (kernels, sampling_kernels, picture_kernels)
+MODULES = (kernels, sampling_kernels, picture_kernels, float8)
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
+    torch.float8_e4m3fn: "fp8e4nv",
     torch.int64: "i64",
     torch.int32: "i32",
 }
@@ -135,7 +136,7 @@ def recording() -> Iterator[dict[Any, Launch]]:
 def launches_of(
     config: FlexTokConfig, batch: int, tokens: int, dtype: torch.dtype, residual: torch.dtype
 ) -> list[Launch]:
-    """Of a guided decode of two steps, from tokens to a CLIP's input."""
+    """Of a guided decode, from tokens to a CLIP's input, and of a draft in FP8."""
     with torch.device("meta"):
         networks = Networks(config).eval().requires_grad_(False)
         networks.decoder.blocks.to(dtype)
@@ -144,6 +145,7 @@ def launches_of(
     plan = picture_kernels.InputPlan.for_clip(CLIP, config.image_size, torch.device("cpu"))
     with recording() as found:
         tokenizer.decode_latents(prefixes, steps=3)
+        tokenizer.in_float8().decode_latents(prefixes, steps=1, guidance=1.0)
         pictures = torch.empty(batch, 3, config.image_size, config.image_size, device="meta")
         picture_kernels.verifier_input(pictures, plan, torch.float16, (-1.0, 1.0))
     largest: dict[Any, Launch] = {}  # of a kernel in one form, such as with and without momentum

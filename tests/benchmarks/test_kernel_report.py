@@ -29,6 +29,8 @@ KERNELS = {
     "guided_step (guided, apg)",
     "guided_step (guided, apg, started)",
     "verifier_input",
+    "quantise_rows",
+    "guided_step",
 }
 
 
