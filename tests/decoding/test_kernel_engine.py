@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.tokenizers.flextok_checks import model
 from tests.toy_world import make_world, tokenizer_model, write_verifier
 from tests.toys import ToyTokenizer
-from tfgen.decoding import kernel_engine
+from tfgen.decoding import kernel_engine, kernels, picture_kernels, sampling_kernels
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.kernel_engine import KernelEngine, KernelEngines
 from tfgen.decoding.sprites_step import decode_all_slots
+from tfgen.decoding.triton_support import triton
 from tfgen.priors.uniform import UniformPrior
 from tfgen.search import PlainEngine, SearchSettings, search
 from tfgen.tokenizers.base import Tokenizer
@@ -217,3 +218,18 @@ def test_what_is_recorded_needs_no_host(name: str, verifier: ClipVerifier) -> No
             assert torch.equal(engine._run(tokens, lengths), first)
             with pytest.raises(RuntimeError, match="needs the host"):  # as the usual way does
                 tokenizer.decode(TOKENS)
+
+
+@pytest.mark.skipif(triton is None, reason="there is no Triton to run kernels with")
+@pytest.mark.parametrize("name", ["flextok", "sprites"])
+def test_the_kernels_themselves_give_the_plain_engines_embeddings(
+    name: str, verifier: ClipVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizers()[name]
+    if name == "flextok":
+        tokenizer = tokenizer.with_sampling(steps=1)  # an interpreter takes its time
+    plain = PlainEngine(tokenizer, verifier).embed([TOKENS[:1]])[0]
+    for module in (kernels, sampling_kernels, picture_kernels):  # as if on a GPU
+        monkeypatch.setattr(module, "fused", lambda x: True)
+    found = KernelEngine(tokenizer, verifier).embed([TOKENS[:1]])[0]
+    torch.testing.assert_close(found, plain, atol=2e-5, rtol=0)
