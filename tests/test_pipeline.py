@@ -350,7 +350,7 @@ def test_replay_refuses_a_damaged_recipe(png: Path, changes: dict[str, object]) 
 
 
 def test_the_packaged_models_make_a_picture_that_replays(tmp_path: Path) -> None:
-    result = tfgen.generate(PROMPT, device="cpu", beam=2, candidates=8, tokens=2, seed=0)
+    result = tfgen.generate(PROMPT, device="cpu", beam=2, candidates=8, tokens=3, seed=0)
     assert result.decodes > 16
     assert min(result.image.size) >= 64
     assert len({result.image.getpixel((x, x)) for x in range(0, 64, 4)}) > 1
