@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
@@ -121,7 +122,7 @@ class Trials:
 
     def maker(self, jobs: int) -> Callable[[], Trials]:
         """What makes the work of each process: these models, where it is this one."""
-        return partial(Trials, self.setup) if jobs > 1 else lambda: self
+        return partial(type(self), self.setup) if jobs > 1 else lambda: self
 
     def settings(
         self, prior: str | None = None, defaults: bool = True, **search: Any
@@ -176,7 +177,9 @@ class Trials:
         """Search, with exactly these settings, and judge what is found."""
         cache = self._cache(search, seed)
         pipeline = replace(self.with_prior(prior), defaults={}, cache=cache)
+        started = time.perf_counter()
         result = pipeline.generate(metadata["prompt"], seed=seed, **search)
+        waited = time.perf_counter() - started
         if result.interrupted:  # the search has caught it, to keep what it had found
             raise KeyboardInterrupt
         values = {
@@ -186,6 +189,8 @@ class Trials:
             "decodes": result.accounts.decodes,
             "cached": result.accounts.cached,
             "seconds": round(result.seconds, 3),
+            "waited": round(waited, 3),  # with what a prior does for a prompt, and the picture
+            "by_step": [round(step.best_verifier_score, 4) for step in result.steps],
             "tokens": result.tokens,
         }
         return values | self.judged(result.tokens, metadata, seed)

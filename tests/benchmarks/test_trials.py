@@ -32,7 +32,7 @@ from tfgen.spriteeval.scoring import Share, judge_picture, wilson
 
 FOX, CAR = PROMPTS[:2]
 BEAM = {"beam": 2, "candidates": 3, "tokens": 3, "atlas": False}
-COUNTS = ("decodes", "cached", "seconds")
+COUNTS = ("decodes", "cached", "seconds", "waited")
 
 
 @pytest.fixture

@@ -1,0 +1,249 @@
+"""Where does training-free search beat a trained autoregressive model, and where does it not?
+
+    python -m benchmarks.ar_baseline                                 # ten minutes on two cores
+    python -m benchmarks.ar_baseline --full -o benchmarks/results    # hours; stop and go on at will
+    python -m benchmarks.ar_baseline --arms "AR sample" nearest --prompts 160 --report
+
+Right pictures, by the judge, against decodes and against the seconds that a user waits. The trained
+model is the `autoregressive` prior at its own guidance, prior strength 1 and no filters: its direct
+samples, and searched with. "nearest" searches nothing: it decodes the picture of the bank that the
+verifier scores best, and is the floor of the retrieval prior, whose bank holds training scenes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from tfgen.errors import InputError, unknown
+from tfgen.spriteeval import Metadata, load
+from tfgen.spriteeval.files import take
+from tfgen.spriteeval.scoring import Share
+
+from . import harness
+from .harness import Parser, Report, Row, Task, current
+from .methods import (
+    FREQUENCY,
+    LOOKAHEAD,
+    RETRIEVAL,
+    UNIFORM,
+    Method,
+    Settings,
+    Usual,
+    beam,
+    best_of,
+    weight,
+    with_atlas,
+)
+from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, shown
+
+QUESTION = __doc__.splitlines()[0]
+BUDGETS = (64, 256)
+FULL_BUDGETS = (64, 256, 1024, 4096)
+SPLIT = "dev"
+AR = "autoregressive"
+NEAREST = "nearest"
+SAMPLED: Settings = {"prior_strength": 1.0}  # drawn from the prior as it is
+
+ARMS: dict[str, Method] = {
+    "AR sample": Method(AR, lambda n, u: best_of(n, u) | SAMPLED | {"tokens": None}, only=1),
+    "AR + best-of-N": Method(AR, lambda n, u: best_of(n, u) | SAMPLED),
+    "AR + beam": Method(AR, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
+    "AR + lookahead": Method(AR, lambda n, u: beam(n, u) | SAMPLED | weight(u) | LOOKAHEAD),
+    NEAREST: Method(RETRIEVAL, lambda n, u: {}, only=1),
+    "beam, uniform": Method(UNIFORM, beam),
+    "beam, frequency": Method(FREQUENCY, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
+    "best-of-N, retrieval": Method(RETRIEVAL, lambda n, u: best_of(n, u) | SAMPLED),
+    "beam, retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
+    "beam, retrieval, atlas": Method(
+        RETRIEVAL, lambda n, u: with_atlas(n, u) | SAMPLED | weight(u)
+    ),
+}
+
+
+class Arms(Trials):
+    """Trials that know how to search nothing."""
+
+    def search(
+        self, metadata: Metadata, seed: int, prior: str | None, search: dict[str, Any]
+    ) -> dict[str, Any]:
+        if search.get("search") == NEAREST:
+            return self.nearest(metadata, seed)
+        return super().search(metadata, seed, prior, search)
+
+    @torch.inference_mode()
+    def nearest(self, metadata: Metadata, seed: int) -> dict[str, Any]:
+        """The picture of the bank that scores best by its stored embedding, decoded."""
+        started = time.perf_counter()
+        pipeline = self.with_prior(RETRIEVAL)
+        verifier, device = pipeline.verifier, pipeline.tokenizer.device
+        target = verifier.prepare(metadata["prompt"])
+        bank = pipeline.prior.bank
+        scores = bank.map_embeddings(
+            lambda part: verifier.score_embeddings(part.to(device), target)
+        )
+        tokens = bank.tokens(scores.float().argmax()[None])  # [1, num_tokens]
+        decoder = pipeline.tokenizer.for_seed(seed)
+        score = float(verifier.score(decoder.decode(tokens.to(device)), target)[0])
+        found = tokens[0].tolist()
+        self.picture(found, seed)  # as a search's final picture, it is waited for
+        waited = round(time.perf_counter() - started, 3)
+        values = {"score": score, "verifier_score": score, "cost": 1.0, "decodes": 1, "cached": 0}
+        values |= {"seconds": waited, "waited": waited, "tokens": found}
+        return values | self.judged(found, metadata, seed)
+
+
+def main() -> None:
+    parser = Parser(QUESTION, prompts=16, seeds=1, full=(104, 1))
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="some of the arms")
+    parser.add_argument("--budgets", nargs="+", type=int, metavar="N", help="decodes")
+    add_models(parser)
+    args = parser.parse_args()
+    for name in args.arms or ():
+        if name not in ARMS:
+            raise unknown("arm", name, ARMS)
+    budgets = sorted(set(args.budgets or (FULL_BUDGETS if args.full else BUDGETS)))
+    trials = Arms(Setup.of(args))  # no cache: seconds are those of a search alone
+    prompts = take(load(SPLIT), args.prompts)
+    trials.check(prompts)
+    tasks = plan(trials, args.arms, budgets, prompts, args.seeds)
+    make = trials.maker(args.jobs)
+    harness.run("ar_baseline", QUESTION, args, tasks, make, report, trials.stale)
+
+
+def plan(
+    trials: Trials,
+    arms: Sequence[str] | None,
+    budgets: Sequence[int],
+    prompts: Sequence[Metadata],
+    seeds: int,
+) -> list[Task]:
+    """The tasks, small budgets first. arms: None is all that these models have; one that needs
+    what they lack is told, and left out. Raises InputError where such a one is asked for."""
+    own = trials.pipeline.settings()
+    usual = Usual(
+        own.tokens or trials.pipeline.tokenizer.num_tokens, own.prior_strength, own.prior_weight
+    )
+    if budgets[0] < 4 * usual.tokens:
+        raise InputError(f"--budgets must be {4 * usual.tokens} or more, not {budgets[0]}.")
+    tasks: list[Task] = []
+    for name in arms or ARMS:
+        arm = ARMS[name]
+        try:
+            for budget in [arm.only] if arm.only else budgets:
+                search = arm.settings(budget, usual) | {"budget": budget}
+                settings = trials.settings(arm.prior, defaults=False, **search)
+                if name == NEAREST:
+                    settings |= {"search": {"search": NEAREST}}
+                elif search.get("atlas") and not trials.has_atlas:
+                    raise InputError("These models have no atlas: tfgen atlas build makes one.")
+                tasks += trials.tasks(name, settings, SPLIT, prompts, seeds, budget=budget)
+        except InputError as error:
+            if arms:
+                raise
+            print(f"Warning: {name} is left out. {error}", file=sys.stderr)
+    return sorted(tasks, key=lambda task: (task.more["budget"], task.seed))  # stable
+
+
+Point = tuple[str, int, Share, Share, Share | None, Share]
+"""Arm, budget, what it cost, seconds waited, right, verifier score."""
+
+
+def report(rows: list[Row]) -> Report:
+    """A line for each arm and budget, right pictures over decodes and over seconds, and which
+    arms nothing beats for less."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in current(rows, lambda row: (row["method"], row["budget"])):
+        groups.setdefault((row["method"], row["budget"]), []).append(row)
+    place = {name: i for i, name in enumerate(ARMS)}
+    points: list[Point] = []
+    table = []
+    for name, budget in sorted(groups, key=lambda key: (place.get(key[0], len(place)), *key)):
+        group = groups[name, budget]
+        cost, seconds, score = (average(group, k) for k in ("cost", "waited", "verifier_score"))
+        right = accuracy(group) if all("correct" in row for row in group) else None
+        points.append((name, budget, cost, seconds, right, score))
+        table.append(
+            [
+                name,
+                f"{budget:,}",
+                f"{cost.value:,.0f}",
+                f"{seconds.value:.2f}",
+                shown(right) if right else "",
+                shown(score),
+                str(len({row["prompt"] for row in group})),
+                str(len(group)),
+            ]
+        )
+    columns = ["arm", "budget", "decodes", "seconds", "right", "verifier score"]
+    columns += ["prompts", "pictures"]
+    notes = [
+        "Decodes and seconds are means of a picture; seconds are what is waited for with the "
+        "models loaded: the prior's work for a prompt, the search, and the final picture, in one "
+        "of as many processes beside each other as the last lines tell. AR: the autoregressive "
+        "prior, trained on text. Right: by the judge; 95 % intervals.",
+    ]
+    if any(point[4] for point in points):
+        notes += [*wins(points), *judge_notes()]
+    return Report(columns, table, notes, partial(draw, points))
+
+
+def wins(points: Sequence[Point]) -> list[str]:
+    """What nothing beats for less, by decodes and by seconds: two sentences."""
+    notes = []
+    for axis, unit in ((2, "decodes"), (3, "seconds")):
+        best, front = -1.0, []
+        for point in sorted(points, key=lambda point: (point[axis].value, -_right(point))):
+            if _right(point) > best:
+                best = _right(point)
+                cost = point[axis].value
+                said = f"{cost:,.0f}" if axis == 2 else f"{cost:.2f}"
+                front.append(f"{point[0]} ({said}: {best:.2f})")
+        notes.append(f"Right more often than all that takes fewer {unit}: {', '.join(front)}.")
+    return notes
+
+
+def _right(point: Point) -> float:
+    return point[4].value if point[4] else -1.0
+
+
+def draw(points: Sequence[Point], figure: Any) -> None:
+    """Right pictures against decodes and against seconds; the trained model's arms dashed."""
+    figure.set_size_inches(11, 5.5)
+    panels = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(point[0] for point in points))
+    for axes, axis in ((panels[0], 2), (panels[1], 3)):
+        for i, name in enumerate(names):
+            mine = [point for point in points if point[0] == name and point[4]]
+            if not mine:
+                continue
+            nudge = 1.012 ** (i - len(names) / 2)  # so that intervals do not hide each other
+            shares = [point[4] for point in mine if point[4]]
+            axes.errorbar(
+                [max(point[axis].value, 1e-3) * nudge for point in mine],
+                [share.value for share in shares],
+                [[s.value - s.low for s in shares], [s.high - s.value for s in shares]],
+                color=f"C{i % 10}",
+                linestyle="--" if name.startswith("AR") else "-",
+                marker="o",
+                markersize=4,
+                elinewidth=0.5,
+                label=name,
+            )
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("right pictures, by the judge")
+    panels[0].set_xlabel("cost in full decodes")
+    panels[1].set_xlabel("seconds waited")
+    lines, labels = panels[0].get_legend_handles_labels()
+    if lines:
+        figure.legend(lines, labels, loc="outside lower center", fontsize="x-small", ncols=5)
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.command(main))
