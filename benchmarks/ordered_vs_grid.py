@@ -13,9 +13,10 @@ card (tfgen/weights/README.md) tells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 
 from tfgen import hub
 from tfgen.errors import InputError
+from tfgen.hub import read_json
 from tfgen.image_io import to_image
 from tfgen.spriteeval import Metadata, load
 from tfgen.spriteeval.files import take
@@ -38,6 +40,7 @@ QUESTION = __doc__.splitlines()[0]
 BUDGETS = (64, 256)
 FULL_BUDGETS = (64, 256, 1024, 4096)
 SPLIT = "dev"
+RESULTS = Path(__file__).parent / "results"
 AR = "autoregressive"
 ORDERED, GRID = "ordered", "grid"
 SEARCHES: dict[str, Settings] = {"best-of-N": {}, "beam": {}, "lookahead": LOOKAHEAD}
@@ -84,22 +87,21 @@ def main() -> None:
     tasks = plan(both, budgets, prompts, args.seeds)
     make = partial(Both, setups) if args.jobs > 1 else lambda: both
     stale = both.trials[ORDERED].stale
-    harness.run("ordered_vs_grid", QUESTION, args, tasks, make, report, stale)
+    said = partial(report, models={ORDERED: setup.model, GRID: args.grid})
+    harness.run("ordered_vs_grid", QUESTION, args, tasks, make, said, stale)
 
 
 def plan(both: Both, budgets: Sequence[int], prompts: Sequence[Metadata], seeds: int) -> list[Task]:
-    """The tasks, small budgets first. Raises InputError where the two are not to be compared."""
-    sizes = {
-        name: (trials.pipeline.tokenizer.num_tokens, trials.pipeline.tokenizer.vocab_size)
-        for name, trials in both.trials.items()
-    }
-    tokens = sizes[ORDERED][0]
+    """The tasks, small budgets first. Raises InputError on too few decodes, or a prior that one of
+    the two lacks."""
+    sizes = {on: trials.pipeline.tokenizer.num_tokens for on, trials in both.trials.items()}
+    tokens = max(sizes.values())
     if budgets[0] < 4 * tokens:
         raise InputError(f"--budgets must be {4 * tokens} or more, not {budgets[0]}.")
     usual = Usual(tokens, 1.0, 0.0)
     tasks: list[Task] = []
     for on, trials in both.trials.items():
-        usual = replace(usual, tokens=sizes[on][0])
+        usual = replace(usual, tokens=sizes[on])
         for prior in (AR, FREQUENCY, UNIFORM):
             strength = {} if prior == UNIFORM else {"prior_strength": 1.0}
             cells = [("direct", 1)] if prior == AR else []
@@ -120,9 +122,9 @@ def plan(both: Both, budgets: Sequence[int], prompts: Sequence[Metadata], seeds:
 Cell = tuple[str, str, int, str]  # prior, search, budget, tokens
 
 
-def report(rows: list[Row]) -> Report:
+def report(rows: list[Row], models: Mapping[str, str] | None = None) -> Report:
     """A line for each prior, search, budget and kind of tokens, with the gain over direct samples
-    of the same tokens."""
+    of the same tokens. models: the name of each kind's tokenizer, for what bounds its accuracy."""
     groups: dict[Cell, list[Row]] = {}
     for row in current(rows, lambda row: (row["method"], row["budget"])):
         cell = (row["prior"], row["search"], row["budget"], row["on"])
@@ -157,6 +159,7 @@ def report(rows: list[Row]) -> Report:
         "top of the picture and grey: that early grid tokens can hardly be scored is the point. "
         "The two tokenizers had neither the same training nor the same size: see the model card.",
         *(judge_notes() if judged else []),
+        *(ceilings(models or {}) if judged else []),
         *early(groups),
     ]
     return Report(columns, table, notes, partial(draw, groups) if judged else None)
@@ -179,6 +182,34 @@ def gain(group: Sequence[Row], direct: Sequence[Row]) -> Share | None:
         for row in mine
     ]
     return average(paired, "gain")
+
+
+def ceilings(models: Mapping[str, str]) -> list[str]:
+    """How often the judge names what true scenes show once they are encoded and decoded whole,
+    from benchmarks/results/prefixes-MODEL.json: a sentence where a kind of tokens has one.
+
+    No strict bound, since a search chooses among many pictures; but where the two differ much,
+    right pictures tell the tokenizers apart before they tell of any search.
+    """
+    said = []
+    for on, model in models.items():
+        path = RESULTS / f"prefixes-{model}.json"
+        if "/" in model or not path.is_file():
+            continue
+        prefixes = {k: v for k, v in read_json(path)["prefixes"].items() if k != "true"}
+        whole = prefixes[max(prefixes, key=int)]
+        said.append(
+            f"{on} {whole['main']:.3f} [{whole['low']:.3f}, {whole['high']:.3f}], "
+            f"PSNR {whole['psnr']:.1f} dB"
+        )
+    if not said:
+        return []
+    return [
+        "Ceiling, though no strict one, as a search chooses among many pictures: of true held-out "
+        "scenes, encoded and decoded with all tokens, the judge names the main object of "
+        f"{'; '.join(said)} (benchmarks/prefixes.py). Where the two differ, right pictures compare "
+        "the tokenizers before they compare any search; the gain, too, is bounded by it."
+    ]
 
 
 def early(groups: dict[Cell, list[Row]]) -> list[str]:

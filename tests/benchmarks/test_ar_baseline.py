@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from benchmarks.trials import Setup
 from tests.benchmarks.conftest import PROMPTS
 from tfgen.errors import InputError
 from tfgen.hub import load_tokenizer, load_verifier
+from tfgen.pipeline import Pipeline
 from tfgen.priors.autoregressive import FILE_NAME as AR_FILE
 from tfgen.priors.autoregressive import AutoregressivePrior
 from tfgen.priors.autoregressive_model import AutoregressiveConfig, AutoregressiveModel
@@ -138,3 +140,48 @@ def test_where_each_wins_is_read_off_the_rows() -> None:
     assert found.notes[2].endswith("fewer seconds: beam, retrieval (0.20: 1.00).")
     ((name, budget, decodes, seconds, *_), *_) = found.table
     assert (name, budget, decodes, seconds) == ("AR + beam", "64", "64", "0.50")
+
+
+def test_loading_the_bank_is_not_part_of_what_nearest_is_waited_for(
+    model: Path, toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Arms(Setup(str(model), str(toys["verifier"]), "cpu", judge=None))
+    clock = 0.0
+    load = trials.with_prior
+
+    def slow(name: str | None) -> Any:
+        nonlocal clock
+        clock += 100.0
+        return load(name)
+
+    monkeypatch.setattr(trials, "with_prior", slow)
+    monkeypatch.setattr(ar_baseline.time, "perf_counter", lambda: clock)
+    assert trials.nearest(PROMPTS[0], 0)["waited"] == 0.0
+
+
+def test_each_arm_is_searched_with_its_own_prior(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, str]] = []
+    generate = Pipeline.generate
+
+    def watch(self: Pipeline, prompt: str, **options: Any) -> Any:
+        result = generate(self, prompt, **options)
+        made.append((self.prior.name, result.settings.search))
+        if self.prior.name != "uniform":
+            assert result.settings.prior_strength == 1
+        return result
+
+    monkeypatch.setattr(Pipeline, "generate", watch)
+    run("--prompts", 1)
+    found = [row["method"] for row in rows(tmp_path) if row["method"] != NEAREST]
+    assert dict(zip(found, made, strict=True)) == {
+        "AR sample": (AR, "best-of-n"),
+        "AR + best-of-N": (AR, "best-of-n"),
+        "AR + beam": (AR, "beam"),
+        "AR + lookahead": (AR, "lookahead"),
+        "beam, uniform": ("uniform", "beam"),
+        "beam, frequency": ("frequency", "beam"),
+        "best-of-N, retrieval": ("retrieval", "best-of-n"),
+        "beam, retrieval": ("retrieval", "beam"),
+    }

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from PIL import Image
 
 from benchmarks import ordered_vs_grid
 from benchmarks.harness import Row
-from benchmarks.ordered_vs_grid import AR, gain, report
+from benchmarks.ordered_vs_grid import AR, ceilings, gain, report
+from benchmarks.trials import Setup
 from tests.benchmarks.conftest import PROMPTS
 from tests.toy_grid import write_grid
 from tfgen.errors import InputError
+from tfgen.pipeline import Pipeline
 from tfgen.priors.autoregressive import FILE_NAME, AutoregressivePrior
 from tfgen.priors.autoregressive_model import AutoregressiveConfig, AutoregressiveModel
 from tfgen.priors.frequency import FrequencyPrior
@@ -94,3 +97,78 @@ def test_the_gain_is_paired_and_over_the_same_tokens() -> None:
     assert lines["beam", "grid"][5].startswith("1.00 [")
     assert lines["beam", "ordered"][5].startswith("0.00 [")
     assert lines["direct", "grid"][5] == ""
+
+
+def test_the_notes_tell_what_full_reconstructions_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"main": 0.1, "low": 0.05, "high": 0.2, "psnr": 21.38, "all": 0.1}
+    prefixes = {"true": value | {"main": 1.0}, "8": value | {"main": 0.02}, "16": value}
+    (tmp_path / "prefixes-blurry.json").write_text(json.dumps({"prefixes": prefixes}))
+    monkeypatch.setattr(ordered_vs_grid, "RESULTS", tmp_path)
+    (note,) = ceilings({"ordered": "unmeasured", "grid": "blurry"})
+    assert "grid 0.100 [0.050, 0.200], PSNR 21.4 dB" in note and "ordered" not in note
+    assert ceilings({"grid": str(tmp_path / "folder")}) == []
+    rows = [row("beam", "grid", "a", True)]
+    assert note in report(rows, {"grid": "blurry"}).notes
+
+
+def test_a_stopped_run_goes_on_where_it_was(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, count = ordered_vs_grid.Decoded.search, 0
+
+    def stop(self: ordered_vs_grid.Decoded, *args: Any) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return search(self, *args)
+
+    path = tmp_path / "out" / "ordered_vs_grid.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(ordered_vs_grid.Decoded, "search", stop)
+        with pytest.raises(ordered_vs_grid.harness.Interrupted, match="3 of 20 rows"):
+            run("--prompts", 1)
+    before = path.read_bytes()
+    run("--prompts", 1)
+    after = path.read_bytes()
+    assert after.startswith(before) and after.count(b'"method"') == 20
+
+
+def test_each_search_is_made_with_its_own_tokenizer_and_prior(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, str, str]] = []
+    generate = Pipeline.generate
+
+    def watch(self: Pipeline, prompt: str, **options: Any) -> Any:
+        result = generate(self, prompt, **options)
+        settings = result.settings
+        made.append((self.tokenizer.num_tokens, self.prior.name, settings.search))
+        assert settings.tokens == self.tokenizer.num_tokens
+        assert settings.schedule == "one" and not settings.atlas and settings.prior_weight == 0
+        return result
+
+    monkeypatch.setattr(Pipeline, "generate", watch)
+    run("--prompts", 1)
+    lines = (tmp_path / "out" / "ordered_vs_grid.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "run" not in row]
+    tokens = {"ordered": 8, "grid": 4}
+    search = {"direct": "best-of-n", "best-of-N": "best-of-n"}
+    assert made == [
+        (tokens[row["on"]], row["prior"], search.get(row["search"], row["search"])) for row in rows
+    ]
+
+
+def test_both_are_judged_on_pictures_as_they_are_decoded(
+    toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(str(toys["model"]), str(toys["verifier"]), "cpu", judge=None)
+    trials = ordered_vs_grid.Decoded(setup)
+
+    def larger(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(tokens), 3, 256, 256)
+
+    monkeypatch.setattr(trials.pipeline.tokenizer, "render", larger)
+    assert trials.picture([0] * 8, 0).size == (64, 64)
