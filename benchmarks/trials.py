@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 import warnings
 from argparse import ArgumentParser, Namespace
@@ -25,6 +26,7 @@ from tfgen.errors import InputError
 from tfgen.hub import read_json
 from tfgen.judge import Judge
 from tfgen.pipeline import SCORES, Pipeline, PromptWarning, find_device, render
+from tfgen.priors import PRIORS
 from tfgen.search import EmbeddingSource, SearchSettings
 from tfgen.spriteeval import Metadata
 from tfgen.spriteeval.scoring import Share, judge_picture, share
@@ -145,9 +147,33 @@ class Trials:
                 if value != getattr(own, name) and name not in NOT_IN_KEY
             },
             "prior": pipeline.prior.name if prior is None else prior,
-            "models": {**pipeline.fingerprints, "score": self.setup.score},
+            "models": {
+                **pipeline.fingerprints,
+                "score": self.setup.score,
+                **prints(words=self._words(), prior=self._prior_files(pipeline.prior.name, prior)),
+            },
             **({} if self.setup.guidance is None else {"guidance": self.setup.guidance}),
         }
+
+    def _words(self) -> bytes:
+        """The words of the contrast captions, where the score has them."""
+        verifier = self.pipeline.verifier
+        words = getattr(getattr(verifier, "verifier", verifier), "words", None)
+        if words is None or self.setup.score != "contrast":
+            return b""
+        return json.dumps(asdict(words), sort_keys=True).encode()
+
+    def _prior_files(self, name: str, given: str | None) -> bytes:
+        """All that the files of a prior hold."""
+        found = []
+        for part in (given or name).split("+"):
+            kind, _, source = part.partition(":")
+            if source and Path(source).expanduser().is_file():
+                found.append(Path(source).expanduser())
+            folder = self.pipeline.folder
+            if folder is not None and kind in PRIORS:
+                found += [folder / file for file in PRIORS[kind].files]
+        return b"".join(path.read_bytes() for path in found if path.is_file())
 
     def tasks(
         self,
@@ -283,6 +309,15 @@ class FirstTokens:
     def put(self, tokens: Tensor, embeddings: Tensor) -> None:
         if tokens.shape[1] == 1:
             self.source.put(tokens, embeddings)
+
+
+def prints(**contents: bytes) -> dict[str, str]:
+    """A short hex hash of each that is not empty."""
+    return {
+        name: hashlib.sha256(content).hexdigest()[:16]
+        for name, content in contents.items()
+        if content
+    }
 
 
 def folder_print(folder: Path) -> str:

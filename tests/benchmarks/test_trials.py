@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import ArgumentParser
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.toy_judge import write_judge
 from tfgen.atlas import Atlas
 from tfgen.errors import InputError
 from tfgen.pipeline import Pipeline
+from tfgen.priors.frequency import FrequencyPrior
 from tfgen.search import SearchSettings
 from tfgen.spriteeval.scoring import Share, judge_picture, wilson
 
@@ -98,7 +100,38 @@ def test_settings_are_those_that_are_no_defaults_and_the_models(trials: Trials) 
         "tokenizer": pipeline.tokenizer.fingerprint(),
         "verifier": pipeline.verifier.fingerprint(),
         "score": "contrast",
+        "words": settings["models"]["words"],
     }
+
+
+def test_rows_tell_the_words_and_the_files_of_the_prior_that_they_were_made_with(
+    setup: Setup, tmp_path: Path
+) -> None:
+    model, verifier = (tmp_path / name for name in ("model", "verifier"))
+    shutil.copytree(setup.model, model)
+    shutil.copytree(str(setup.verifier), verifier)
+    here = replace(setup, model=str(model), verifier=str(verifier))
+
+    def models(prior: str, score: str = "contrast") -> dict[str, Any]:
+        return Trials(replace(here, score=score)).settings(prior)["models"]
+
+    before = {prior: models(prior) for prior in ("uniform", "frequency")}
+    assert "prior" not in before["uniform"]
+    assert "words" not in models("uniform", "cosine")
+
+    drawn = torch.randint(12, (200, 8), generator=torch.Generator().manual_seed(1))
+    FrequencyPrior.fit([drawn], 12, 8).save(model / "prior.safetensors")
+    assert models("uniform") == before["uniform"]
+    changed = models("frequency")
+    assert changed["prior"] != before["frequency"]["prior"]
+    assert models(f"frequency:{model / 'prior.safetensors'}")["prior"]
+
+    words = json.loads((verifier / "contrast.json").read_text())
+    words["colours"].pop()
+    (verifier / "contrast.json").write_text(json.dumps(words))
+    again = models("frequency")
+    assert again["words"] != changed["words"]
+    assert again["prior"] == changed["prior"] and again["verifier"] == changed["verifier"]
 
 
 def test_an_atlas_is_among_the_settings_where_there_is_one(

@@ -52,6 +52,7 @@ class AutoregressivePrior(Prior):
     """
 
     name = "autoregressive"
+    files = (FILE_NAME,)
 
     def __init__(
         self,

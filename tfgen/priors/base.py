@@ -29,6 +29,8 @@ class Prior(ABC):
     name: str
     vocab_size: int
     num_tokens: int
+    files: tuple[str, ...] = ()
+    """What of a model's folder it is made of, by file name."""
 
     @classmethod
     @abstractmethod

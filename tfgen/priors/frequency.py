@@ -43,6 +43,7 @@ class FrequencyPrior(Prior):
     """
 
     name = "frequency"
+    files = (FILE_NAME,)
 
     def __init__(
         self,

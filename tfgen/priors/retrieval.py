@@ -54,6 +54,7 @@ class RetrievalPrior(Prior):
     """
 
     name = "retrieval"
+    files = (FILE_NAME, FREQUENCY_FILE)
 
     def __init__(
         self,
