@@ -41,7 +41,7 @@ PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 class Model:
     """A model that tfgen knows by name."""
 
-    role: Literal["tokenizer", "verifier", "prior"]
+    role: Literal["tokenizer", "verifier", "prior", "judge"]
     about: str
     licence: str
     hub_id: str | None = None
@@ -56,6 +56,7 @@ MODELS: dict[str, Model] = {
     "sprites": Model("tokenizer", "the sprite world", "Apache-2.0"),
     "sprites-grid": Model("tokenizer", "its control: tokens on a 2D grid", "Apache-2.0"),
     "sprites-clip": Model("verifier", "CLIP of the sprite world", "Apache-2.0"),
+    "sprites-judge": Model("judge", "its object detector, which only measures", "Apache-2.0"),
     "flextok-d12-in1k": Model(
         "tokenizer",
         "FlexTok d12-d12, ImageNet-1k",

@@ -120,18 +120,18 @@ def test_priors_that_the_model_lacks_are_told_and_left_out(
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("asked", "complaint"),
     [
         (["--priors", "bigrams", "--decodes", 64], "There is no prior 'bigrams'"),
         (["--strengths", -1], "--strengths must be .* not -1"),
         (["--weights", "nan"], "--weights must be .* not nan"),
         (["--weights-at", -2], "--weights-at must be .* not -2"),
-        (["--decodes", 31], "--decodes must be 48 or more, with 12 tokens, not 31"),
+        (["--decodes", 31], "--decodes must be 32 or more, with 8 tokens, not 31"),
     ],
 )
-def test_what_cannot_be_is_refused(run: Callable, options: list[Any], complaint: str) -> None:
+def test_what_cannot_be_is_refused(run: Callable, asked: list[Any], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        run(*options)
+        run(*asked)
 
 
 # The report

@@ -161,15 +161,15 @@ def test_methods_that_the_models_lack_are_told_and_left_out(
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("asked", "complaint"),
     [
         (["--methods", "beams"], "no method 'beams'; did you mean 'beam'"),
-        (["--budgets", 8], "--budgets must be 48 or more, with 12 tokens, not 8"),
+        (["--budgets", 8], "--budgets must be 32 or more, with 8 tokens, not 8"),
     ],
 )
-def test_what_cannot_be_is_refused(run: Callable, options: list[Any], complaint: str) -> None:
+def test_what_cannot_be_is_refused(run: Callable, asked: list[Any], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        run(*options)
+        run(*asked)
 
 
 # The report

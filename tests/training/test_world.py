@@ -77,6 +77,20 @@ def test_three_and_four_objects_are_of_one_kind_and_colour(world: World) -> None
     assert ((many.colours == many.colours[:, :1]) | ~present).all()
 
 
+def test_a_share_of_the_scenes_are_coloured_pairs() -> None:
+    world = make_world(SIZE)
+    world.pairs = 0.25
+    scenes = world.sample(400, seeded(0))
+    pairs = scenes[torch.arange(100)]
+    assert (pairs.counts == 2).all() and (pairs.objects[:, 0] != pairs.objects[:, 1]).all()
+    assert (pairs.colours[:, :2] > 0).all()
+    kinds = {LAYOUTS[i].name for i in pairs.layout.tolist()}
+    assert kinds == {layout.name for layout in LAYOUTS if len(layout.slots) == 2}
+    assert len(pairs.objects[:, :2].unique()) == len(SPECS)
+    others = scenes[torch.arange(100, 400)]
+    assert len(others.layout.unique()) == len(LAYOUTS) and (others.colours[:, 0] == 0).any()
+
+
 def test_layouts_lie_inside_the_picture_and_their_objects_apart() -> None:
     for layout in LAYOUTS:
         for x, y, size in layout.slots:

@@ -121,7 +121,8 @@ class World:
 
     Arguments: `tier` "small", "medium" or "full"; `sizes`: picture sizes that will be rendered;
     `variants`: variants of each background; `free`: the share of the scenes whose objects stand
-    anywhere. `sprites` (uint8 [M, 4, S, S], premultiplied) and `specs` replace the tier's own.
+    anywhere; `pairs`: the share that are surely of two different objects, each in a colour other
+    than its natural one, of which there are far more than of all others. `sprites` (uint8 [M, 4, S, S], premultiplied) and `specs` replace the tier's own.
     """
 
     def __init__(
@@ -133,9 +134,10 @@ class World:
         sprites: Tensor | None = None,
         specs: list[ObjectSpec] | None = None,
         free: float = 0.0,
+        pairs: float = 0.0,
     ):
         self.device = torch.device(device)
-        self.variants, self.free = variants, free
+        self.variants, self.free, self.pairs = variants, free, pairs
         if sprites is None:
             sprites, specs = load_sprites(tier, 192)
         assert specs is not None
@@ -181,6 +183,13 @@ class World:
         counted = layout >= LAYOUT_INDEX["row of three"]
         same_colour = alike & (chance(0.95, n) | counted)
         colours[same_colour] = colours[same_colour, :1].expand(-1, MAX_OBJECTS)
+        if self.pairs:  # without them no random number is drawn
+            many = round(self.pairs * n)
+            two = LAYOUT_WEIGHTS * ((LAYOUT_BOXES[..., 2] > 0).sum(1) == 2)
+            layout[:many] = torch.multinomial(two, many, replacement=True, generator=generator)
+            shuffled = torch.rand(many, self.num_objects, generator=generator).argsort(1)
+            objects[:many, :2] = shuffled[:, :2]
+            colours[:many] = draw(len(COLOURS) - 1, many, MAX_OBJECTS) + 1
         background, variant = draw(len(BACKGROUNDS), n), draw(self.variants, n)
         boxes = self.places(layout, generator)
         return self.scenes(background, variant, layout, objects, colours, boxes)
