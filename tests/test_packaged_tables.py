@@ -23,7 +23,7 @@ def test_the_bank_is_small_and_of_training_scenes(pipeline: Pipeline) -> None:
     bank = Bank.open(path)
     bank.check(path, **pipeline.fingerprints)
     assert path.stat().st_size <= 4_000_000
-    assert bank.header["source"] == {"world": "small", "seed": 8, "scenes": len(bank)}
+    assert bank.header["source"] == {"world": "small", "seed": 8, "scenes": len(bank), "pairs": 0.5}
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.toy_judge import CONFIG, OTHER_CLASS, SIZE, judge_model, make_judge_world
-from tests.toy_world import CAR, CAT, FOX, SPECS
+from tests.toy_world import CAR, CAT, FOX, SPECS, shapes
 from tfgen.judge import Judge, Thresholds
 from tfgen.judge_model import Answers, cell_centres
 from tfgen.training import judge, judge_scenes
@@ -32,7 +32,7 @@ from tfgen.training.judge_scenes import (
 )
 from tfgen.training.objects import load_objects
 from tfgen.training.spoil import CANVAS, bend, halves, mottle, rehue, soften
-from tfgen.training.world import LAYOUTS
+from tfgen.training.world import LAYOUTS, World
 from tfgen.verifiers.contrast import ContrastWords
 
 CONFIGS = Path(judge.__file__).parent / "configs"
@@ -227,6 +227,40 @@ def test_what_the_worlds_words_could_name_is_not_foreign() -> None:
     assert not {"polar bear", "christmas tree", "police car", "fox", "hot air balloon"} & set(names)
     held_out = [load_objects()[row].name for row in foreign_objects(small, held_out=True)]
     assert len(held_out) > 40 and not set(held_out) & set(names)
+
+
+def test_a_world_that_knows_every_sprite_has_strangers_of_the_other_sorts(tmp_path: Path) -> None:
+    """As the full tier does, which has objects anywhere, too."""
+    known = World(sizes=(SIZE,), variants=2, sprites=shapes(), specs=SPECS, free=1.0)
+    world = JudgeWorld(known, torch.zeros(0, 4, 24, 24, dtype=torch.uint8), SIZE)
+    assert len(world.bank) == world.other == len(SPECS)
+    pictures = world.paint(world.sample(60, seeded(), other=0.9), seeded())
+    assert (pictures.objects == world.other).float().mean() > 0.8
+    config = CONFIG | {"steps": 2, "other": 0.5}
+    model = judge.train(config, tmp_path / "run", world, Echo(0.9))
+    judge.export(model, world, Echo(0.9), tmp_path / "judge", scenes=4)
+    assert Judge.load(tmp_path / "judge").objects == [spec.name for spec in SPECS]
+
+
+def test_the_full_tier_knows_every_sprite_and_a_smaller_one_does_not() -> None:
+    everything, small = load_objects(), load_objects("small")
+    assert not foreign_objects(everything, False) and not foreign_objects(everything, True)
+    sprites = shapes(8)[torch.arange(80) % 5]
+    world = World(sizes=(SIZE,), variants=1, sprites=sprites[:40], specs=list(small))
+    foreign = [row for row in foreign_objects(small, False) if row < 80]
+    assert len(JudgeWorld.among(world, sprites).bank) == 40 + len(foreign) > 40
+    assert len(JudgeWorld.among(world, sprites[:40]).bank) == 40
+
+
+def test_pictures_drawn_ahead_by_other_processes_are_the_same(world: JudgeWorld) -> None:
+    def draw(step: int) -> Pictures:
+        return judge.draw_pictures(world, CONFIG, None, seeded(step))
+
+    here, there = (list(judge.ahead(draw, range(2, 7), 7, workers)) for workers in (0, 2))
+    assert [step for step, _ in there] == [2, 3, 4, 5, 6]
+    for (_, a), (_, b) in zip(here, there, strict=True):
+        for name, value in vars(a).items():
+            assert torch.equal(value, getattr(b, name)), name
 
 
 def test_softening_keeps_a_picture_recognisable(world: JudgeWorld) -> None:

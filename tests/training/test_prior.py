@@ -61,3 +61,33 @@ def test_the_same_scenes_are_counted_each_time(folder: Path, count) -> None:
     first = (folder / "prior.safetensors").read_bytes()
     count("--scenes", "100")
     assert (folder / "prior.safetensors").read_bytes() == first
+
+
+def test_a_count_that_was_stopped_goes_on_where_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, world = SpritesTokenizer.load(folder), make_world(32)
+    monkeypatch.setattr(prior, "PART", 1)
+    encoded = []
+    encode = prior.encode
+
+    def noted(*arguments) -> torch.Tensor:
+        encoded.append(arguments[-1])
+        return encode(*arguments)
+
+    monkeypatch.setattr(prior, "encode", noted)
+    whole, parts = folder / "whole.safetensors", folder / "parts.safetensors"
+    prior.count(world, tokenizer, 250, whole, "small")
+    assert encoded == [0, 1, 2]
+
+    def stop(done: int, total: int) -> None:
+        assert total == 3
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prior.count(world, tokenizer, 250, parts, "small", progress=stop)
+    assert encoded[3:] == [0, 1] and not parts.exists()
+    prior.count(world, tokenizer, 250, parts, "small")
+    assert encoded[5:] == [2]
+    assert parts.read_bytes() == whole.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from dataclasses import replace
@@ -146,6 +147,26 @@ def test_a_changed_table_or_a_damaged_file_is_built_anew(cache, monkeypatch):
     built = cache / "sprites" / "sprites-small-32.safetensors"
     built.write_bytes(built.read_bytes()[:200])
     assert len(sprites.load_sprites("small", 32, cache)[0]) == 2
+
+
+def test_sprites_are_brought_along_in_a_built_file_or_in_the_archive(cache, tmp_path):
+    built, _ = sprites.load_sprites("full", 192, cache)
+    file = cache / "sprites" / "sprites-full-192.safetensors"
+    elsewhere = tmp_path / "elsewhere"
+    assert torch.equal(sprites.read_sprites(file, elsewhere), built)
+    brought = Path(shutil.copy(cache / "npm" / sprites.SPRITES.archive, tmp_path / "brought.tgz"))
+    assert torch.equal(sprites.read_sprites(brought, elsewhere), built)
+    other = archive(tmp_path / "other.tgz", {"package/package.json": b"{}"})
+    with pytest.raises(InputError, match="is not the archive of @lobehub"):
+        sprites.read_sprites(other, elsewhere)
+
+
+def test_brought_sprites_of_another_table_are_refused(cache, monkeypatch):
+    sprites.load_sprites("small", 32, cache)
+    file = cache / "sprites" / "sprites-small-32.safetensors"
+    monkeypatch.setattr(sprites, "load_objects", lambda tier="full": (spec("new", "1f600"), *TABLE))
+    with pytest.raises(InputError, match="other sprites than those of this version's table"):
+        sprites.read_sprites(file, cache)
 
 
 @pytest.mark.parametrize("size", [0, 7, 100_000])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tfgen.hub import DEFAULT_VERIFIER, WEIGHTS, load_tokenizer
 from tfgen.priors.autoregressive import FILE_NAME, AutoregressivePrior
@@ -23,14 +23,12 @@ from tfgen.priors.autoregressive_model import AutoregressiveConfig, Autoregressi
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.training.captions import Captioner
 from tfgen.training.common import (
-    EMA,
-    Log,
+    Training,
     arguments,
     cache_folder,
+    deadline_in,
     learning_rate,
-    load_checkpoint,
     load_config,
-    save_checkpoint,
 )
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import World
@@ -102,8 +100,12 @@ def train(
     words: WordTokenizer,
     world: World,
     until: int | None = None,
+    deadline: float | None = None,
 ) -> AutoregressivePrior:
-    """Train as `config` says, checkpointing in `folder`; returns the prior with EMA weights."""
+    """Train as `config` says, checkpointing in `folder`; returns the prior with EMA weights.
+
+    deadline: see Training; raises TimeUp there.
+    """
     torch.manual_seed(config["seed"])
     cfg = AutoregressiveConfig(
         levels=tuple(tokenizer.fsq.levels),
@@ -116,43 +118,30 @@ def train(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    ema = EMA(model, config["ema"])
-    log = Log(folder / "log.jsonl")
-    checkpoint = folder / "checkpoint.safetensors"
+    training = Training(model, optimiser, config, folder, until, deadline)
     captioner = Captioner(world.specs)
     empty = words("")[0, :2].to(device)
     held_out = batch(world, tokenizer, captioner, words, config["held_out"], HELD_OUT_SEED)
-    steps = config["steps"]
-    last = min(steps, until or steps)
-    for step in range(load_checkpoint(checkpoint, model, optimiser, ema), last):
+    for step in training:
         seed = config["seed"] * 1_000_003 + step
         text, tokens = batch(world, tokenizer, captioner, words, config["batch"], seed)
         generator = torch.Generator().manual_seed(seed)
         text = dropped(text, empty, config["drop_texts"], config["drop_words"], generator)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, config["peak_lr"], flat=config["flat"])
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"]):
             loss = loss_of(model, text, tokens).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        ema.update(model)
-        done = step + 1
-        if done % config["log_every"] == 0:
-            log(done, loss=loss.item())
-        if done % config["save_every"] == 0 or done == last:
-            save_checkpoint(checkpoint, model, optimiser, ema, done)
-            averaged = AutoregressiveModel(cfg).to(device)
-            averaged.load_state_dict(ema.state_dict(model))
+        rate = learning_rate(step, config["steps"], config["peak_lr"], flat=config["flat"])
+        training.learn(loss, {}, rate)
+        if training.is_milestone:
+            averaged = training.averaged(AutoregressiveModel(cfg).to(device))
             means = measure(averaged, empty, *held_out)[:, -1]
             bits = (-means / torch.tensor(2.0).log()).tolist()
-            log(done, **{f"bits@{s:g}": round(b, 3) for s, b in zip(SCALES, bits, strict=True)})
-    model.load_state_dict(ema.state_dict(model))
+            told = {f"bits@{s:g}": round(b, 3) for s, b in zip(SCALES, bits, strict=True)}
+            training.log(training.done, **told)
+    training.finish()
     expected = measure(model, empty, *held_out)
     metadata = {
         "tier": config["tier"],
-        "scenes": last * config["batch"],
+        "scenes": training.last * config["batch"],
         "held_out": config["held_out"],
         "tokenizer": tokenizer.fingerprint(),
     }
@@ -172,10 +161,11 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     tokenizer = load_tokenizer(str(args.tokenizer), torch.device(args.device))
     words = WordTokenizer.load(args.vocabulary)
-    world = World(config["tier"], (tokenizer.image_size,), device=args.device)
+    shares = {name: config[name] for name in ("free", "pairs") if name in config}
+    world = World(config["tier"], (tokenizer.image_size,), device=args.device, **shares)
     run = args.run or f"autoregressive_{args.tokenizer.resolve().name}"
-    folder = cache_folder() / "runs" / run
-    prior = train(config, folder, args.device, tokenizer, words, world, args.until)
+    folder, deadline = cache_folder() / "runs" / run, deadline_in(args.minutes)
+    prior = train(config, folder, args.device, tokenizer, words, world, args.until, deadline)
     prior.save(args.tokenizer / FILE_NAME)
 
 

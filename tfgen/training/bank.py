@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--verifier", type=Path, required=True, help="folder of the verifier")
     parser.add_argument("--tier", default="small")
     parser.add_argument("--scenes", type=int, default=50_000, help=f"rounded up to {BATCH}s")
-    parser.add_argument(
-        "--pairs", type=float, default=PAIRS, help="share of coloured pairs"
-    )
+    parser.add_argument("--pairs", type=float, default=PAIRS, help="share of coloured pairs")
     parser.add_argument(
         "--output", type=Path, help=f"default: {FILE_NAME} in the tokenizer's folder"
     )

@@ -40,14 +40,13 @@ from tfgen.training.captions import (
 )
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
-    EMA,
-    Log,
+    Training,
     arguments,
     cache_folder,
+    deadline_in,
     learning_rate,
     load_checkpoint,
     load_config,
-    save_checkpoint,
 )
 from tfgen.training.groups import FACTOR_WEIGHTS, GROUP, PAIRS, augment, grouped
 from tfgen.training.negatives import Negatives, embed, odd_ones_out, search_failures
@@ -58,6 +57,7 @@ from tfgen.verifiers.sprites_tower import SpritesTower
 from tfgen.verifiers.words import WordTokenizer, plural
 
 CONTEXT_LENGTH = 24
+HELD_OUT = 200  # scenes that the model is measured on while it is trained
 
 
 def model_config(vocab_size: int, width: int) -> dict[str, Any]:
@@ -285,10 +285,11 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device) if args.tokenizer else None
-    world = World(config["tier"], (64,), device=args.device)
+    world = World(config["tier"], (64,), device=args.device, free=config.get("free", 0.0))
     folder = cache_folder() / "runs" / args.run
     begin = {"begin": args.start, "model": args.model, "tower": args.tower}
-    trainer, words = train(config, folder, args.device, world, tokenizer, until=args.until, **begin)
+    limits = {"until": args.until, "deadline": deadline_in(args.minutes)}
+    trainer, words = train(config, folder, args.device, world, tokenizer, **begin, **limits)
     if args.export:
         export(trainer, words, Captioner(world.specs), config["width"], args.export)
 
@@ -303,8 +304,12 @@ def train(
     model: Path | None = None,
     tower: Path | None = None,
     until: int | None = None,
+    deadline: float | None = None,
 ) -> tuple[ClipTrainer, WordTokenizer]:
-    """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights."""
+    """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights.
+
+    deadline: see Training; raises TimeUp there.
+    """
     torch.manual_seed(config["seed"])
     captioner = Captioner(world.specs)
     words = WordTokenizer(captioner.vocabulary(), CONTEXT_LENGTH)
@@ -321,22 +326,20 @@ def train(
     plain = [p for p in trainer.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
-    ema = EMA(trainer, config["ema"])
-    log = Log(folder / "log.jsonl")
-    checkpoint = folder / "checkpoint.safetensors"
-    start = load_checkpoint(checkpoint, trainer, optimiser, ema)
-    if start == 0 and tower is not None:
+    training = Training(trainer, optimiser, config, folder, until, deadline)
+    if training.start == 0 and tower is not None:
         copy_encoder(tower, trainer.model.visual.trunk)
-        ema = EMA(trainer, config["ema"])
-    if start == 0 and model is not None:
+        training.forget_average()
+    if training.start == 0 and model is not None:
         source = model / "open_clip_model.safetensors"
         load_weights(trainer.model, unpack(read_safetensors(source)), source)
-        ema = EMA(trainer, config["ema"])
-    if start == 0 and begin is not None:
-        load_checkpoint(begin, trainer, optimiser, ema)
-        trainer.load_state_dict(ema.state_dict(trainer))
+        training.forget_average()
+    if training.start == 0 and begin is not None:
+        load_checkpoint(begin, trainer, optimiser, training.ema)
+        training.finish()
 
-    held_out = world.sample(200, torch.Generator().manual_seed(HELD_OUT_SEED + 1))
+    judged = config.get("held_out", HELD_OUT)
+    held_out = world.sample(judged, torch.Generator().manual_seed(HELD_OUT_SEED + 1))
     held_captions, _ = captioner.write(held_out, random.Random(HELD_OUT_SEED), EVERYTHING)
     held_images = {"clean": world.render(held_out).images}
     if tokenizer is not None:
@@ -344,10 +347,9 @@ def train(
         held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
 
     negatives = Negatives(tokenizer) if tokenizer is not None else None
-    steps, size = config["steps"], config["groups"] * GROUP
+    size = config["groups"] * GROUP
     factors, pairs = config.get("factors", FACTOR_WEIGHTS), config.get("pairs", PAIRS)
-    last = min(steps, until or steps)
-    for step in range(start, last):
+    for step in training:
         seed = config["seed"] * 1_000_003 + step
         generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
         scenes, captions, mentions = grouped(
@@ -381,41 +383,23 @@ def train(
             images[rows] = decoded
             weights[rows[lengths < 4]] = 0.3
         images = augment(images, generator)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, config["peak_lr"], flat=config["flat"])
         with autocast:
             loss, parts = trainer(
                 images, text, scenes, mentions.to(torch.device(device)), weights, extra
             )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
-        optimiser.step()
-        ema.update(trainer)
-        done = step + 1
-        if negatives is not None and done % config["mine_every"] == 0:
+        parts["scale"] = trainer.model.logit_scale.detach().exp()
+        rate = learning_rate(step, config["steps"], config["peak_lr"], flat=config["flat"])
+        training.learn(loss, parts, rate)
+        if negatives is not None and training.done % config["mine_every"] == 0:
             with torch.no_grad(), autocast:
                 target = trainer.model.encode_text(text[:1], normalize=True).float()[0]
                 negatives.add(search_failures(trainer.model, tokenizer, target, generator))
-        if done % config["log_every"] == 0:
-            log(
-                done,
-                loss=loss.item(),
-                scale=trainer.model.logit_scale.exp().item(),
-                **{k: v.item() for k, v in parts.items()},
-            )
-        if done % config["save_every"] == 0 or done == last:
-            save_checkpoint(checkpoint, trainer, optimiser, ema, done)
-            averaged = fresh()
-            averaged.load_state_dict(ema.state_dict(trainer))
-            averaged.eval()
+        if training.is_milestone:
+            averaged = training.averaged(fresh()).eval()
             for kind, shown in held_images.items():
-                log(
-                    done,
-                    pictures=kind,
-                    **evaluate(averaged.model, words, contrast, held_out, held_captions, shown),
-                )
-    trainer.load_state_dict(ema.state_dict(trainer))
+                found = evaluate(averaged.model, words, contrast, held_out, held_captions, shown)
+                training.log(training.done, pictures=kind, **found)
+    training.finish()
     return trainer.eval(), words
 
 

@@ -25,14 +25,12 @@ from tfgen.tokenizers.grid_model import GridConfig, GridModel, finished, given
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
-    EMA,
-    Log,
+    Training,
     arguments,
     cache_folder,
+    deadline_in,
     learning_rate,
-    load_checkpoint,
     load_config,
-    save_checkpoint,
 )
 from tfgen.training.tokenizer import HELD_OUT_SEED, psnr
 from tfgen.training.world import Scenes, World
@@ -159,7 +157,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
-    trainer = train(config, cache_folder() / "runs" / args.run, args.device, until=args.until)
+    folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)
+    trainer = train(config, folder, args.device, until=args.until, deadline=deadline)
     if args.export:
         export(trainer, args.export)
 
@@ -176,49 +175,44 @@ def export(trainer: GridTrainer, folder: Path) -> None:
 
 
 def train(
-    config: dict, folder: Path, device: str, world: World | None = None, until: int | None = None
+    config: dict,
+    folder: Path,
+    device: str,
+    world: World | None = None,
+    until: int | None = None,
+    deadline: float | None = None,
 ) -> GridTrainer:
-    """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights."""
+    """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights.
+
+    deadline: see Training; raises TimeUp there.
+    """
     torch.manual_seed(config["seed"])
     cfg = GridConfig(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
     )
-    world = world or World(config["tier"], (cfg.image_size,), device=device)
+    free = config.get("free", 0.0)
+    world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
     trainer = GridTrainer(cfg, world.num_objects, config["attribute_weight"]).to(device)
     trainer = trainer.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(
         trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    ema = EMA(trainer, config["ema"])
-    log = Log(folder / "log.jsonl")
-    checkpoint = folder / "checkpoint.safetensors"
-    start = load_checkpoint(checkpoint, trainer, optimiser, ema)
+    training = Training(trainer, optimiser, config, folder, until, deadline)
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
-    steps = config["steps"]
-    last = min(steps, until or steps)
-    for step in range(start, last):
+    judged = [1, 4, 8, 12, 16][: cfg.num_tokens]
+    for step in training:
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
         scenes = world.sample(config["batch"], generator)
         lengths = torch.randint(1, cfg.num_tokens, (config["batch"],), generator=generator)
         lengths[: round(WHOLE * config["batch"])] = cfg.num_tokens
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, config["peak_lr"])
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"]):
             loss, parts = trainer(world, scenes, lengths.to(device))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
-        optimiser.step()
-        ema.update(trainer)
-        done = step + 1
-        if done % config["log_every"] == 0:
-            log(done, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
-        if done % config["save_every"] == 0 or done == last:
-            save_checkpoint(checkpoint, trainer, optimiser, ema, done)
+        training.learn(loss, parts, learning_rate(step, config["steps"], config["peak_lr"]))
+        if training.is_milestone:
             averaged = GridTrainer(cfg, world.num_objects, 0.0).to(device)
-            averaged.load_state_dict(ema.state_dict(trainer))
-            log(done, **evaluate(averaged, world, held_out, [1, 4, 8, 12, 16][: cfg.num_tokens]))
-    trainer.load_state_dict(ema.state_dict(trainer))
+            averaged = training.averaged(averaged)
+            training.log(training.done, **evaluate(averaged, world, held_out, judged))
+    training.finish()
     return trainer
 
 

@@ -122,8 +122,17 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     dx, dy = torch.randint(5, (2,), generator=generator).tolist()
     images = padded[..., dy : dy + images.shape[-2], dx : dx + images.shape[-1]]
     gain = 0.94 + 0.12 * torch.rand(n, 1, 1, 1, generator=generator)
-    noise = torch.randn(images.shape, generator=generator) * 0.02
+    noise = 0.02 * noise_like(images, generator)
     soft = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
     blur = (torch.rand(n, 1, 1, 1, generator=generator) < 0.25).to(images) * 0.8
     images = torch.lerp(images, soft, blur.to(images.device))
-    return (images * gain.to(images.device) + noise.to(images.device)).clamp(0, 1)
+    return (images * gain.to(images.device) + noise).clamp(0, 1)
+
+
+def noise_like(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the same shape, drawn where the images are: for a GPU the CPU would
+    take longer over it than all else takes."""
+    if images.device.type != "cpu":
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(images.device).manual_seed(seed)
+    return torch.randn(images.shape, generator=generator, device=images.device)

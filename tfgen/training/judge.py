@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tfgen import hub
 from tfgen.judge import MIXED as MIXED_WORD
@@ -38,14 +41,12 @@ from tfgen.training.captions import Captioner
 from tfgen.training.clip import contrast_words
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
-    EMA,
-    Log,
+    Training,
     arguments,
     cache_folder,
+    deadline_in,
     learning_rate,
-    load_checkpoint,
     load_config,
-    save_checkpoint,
 )
 from tfgen.training.judge_scenes import MIXED, JudgeWorld, Pictures
 from tfgen.training.spoil import soften
@@ -75,16 +76,15 @@ def centre_map(pictures: Pictures, side: int) -> tuple[Tensor, Tensor, Tensor]:
     cells = (middle * side).long().clamp(0, side - 1).flip(1)
     extent = (boxes[:, 2:] - boxes[:, :2]).amin(1) * side
     sigma = (0.12 * extent).clamp(0.5, 1.2)[:, None, None]
-    axis = torch.arange(side)
+    axis = torch.arange(side, device=boxes.device)
     far = (axis[None, :, None] - cells[:, :1, None]) ** 2
     far = far + (axis[None, None] - cells[:, 1:, None]) ** 2  # [P, side, side]
     slope = torch.exp(-far / (2 * sigma**2))
     seen = (pictures.visible >= VISIBLE)[:, None, None]
     rows = pictures.rows[:, None, None].expand_as(slope)
-    target = torch.zeros(n, side, side).scatter_reduce(0, rows, slope * seen, "amax")
-    hidden = torch.zeros(n, side, side).scatter_reduce(
-        0, rows, ((far <= 4) & ~seen).float(), "amax"
-    )
+    nothing = boxes.new_zeros(n, side, side)
+    target = nothing.scatter_reduce(0, rows, slope * seen, "amax")
+    hidden = nothing.scatter_reduce(0, rows, ((far <= 4) & ~seen).float(), "amax")
     return cells, target, torch.maximum(1 - hidden, (target == 1).float())
 
 
@@ -94,12 +94,12 @@ def judge_loss(answers: Answers, pictures: Pictures, other: int) -> dict[str, Te
     cells, target, weight = centre_map(pictures, side)
     # The nine cells around each centre learn its object: Int64[P, 9] rows and columns.
     around = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2))
-    near = cells[:, None] + around
+    near = cells[:, None] + around.to(cells.device)
     valid = ((near >= 0) & (near < side)).all(2) & (pictures.visible >= VISIBLE)[:, None]
     p, k = valid.nonzero(as_tuple=True)
     row, y, x = pictures.rows[p], *near[p, k].unbind(1)
     objects, colours, boxes = pictures.objects[p], pictures.colours[p], pictures.boxes[p]
-    centre = cell_centres(side, side)[y, x]
+    centre = cell_centres(side, side).to(boxes.device)[y, x]
     reach = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], 1)
     asked = (objects < other) & (colours >= 0)
     return {
@@ -137,6 +137,12 @@ def draw_pictures(
     return joined
 
 
+def held_out(world: JudgeWorld) -> Pictures:
+    """True scenes that no training step draws."""
+    scenes = world.world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
+    return world.paint(world.true(scenes), torch.Generator().manual_seed(HELD_OUT_SEED))
+
+
 @torch.no_grad()
 def evaluate(model: JudgeModel, pictures: Pictures, other: int) -> dict[str, float]:
     """Shares of answers that are right where the objects are known to be (colour: of objects in a
@@ -160,14 +166,59 @@ def evaluate(model: JudgeModel, pictures: Pictures, other: int) -> dict[str, flo
     return {k: round(v.float().mean().item(), 4) for k, v in right.items()}
 
 
+def ahead(
+    draw: Callable[[int], Pictures], steps: Iterable[int], last: int, workers: int
+) -> Iterator[tuple[int, Pictures]]:
+    """Each step with its pictures, which `workers` processes draw ahead of time, up to the step
+    before `last`; 0: drawn here, when they are due. The pictures are the same either way."""
+    if not workers or "fork" not in multiprocessing.get_all_start_methods():
+        yield from ((step, draw(step)) for step in steps)
+        return
+    context = multiprocessing.get_context("fork")  # the processes have the world already
+    with ProcessPoolExecutor(workers, context, _drawing, (draw,)) as pool:
+        waiting: deque[Future] = deque()
+        following = None
+        try:
+            for step in steps:
+                following = step if following is None else following
+                while following < last and len(waiting) < 2 * workers:
+                    waiting.append(pool.submit(_drawn, following))
+                    following += 1
+                yield step, Pictures(*map(torch.from_numpy, waiting.popleft().result()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_draw: Callable[[int], Pictures]  # of a process of `ahead`
+
+
+def _drawing(draw: Callable[[int], Pictures]) -> None:
+    global _draw
+    torch.set_num_threads(1)
+    _draw = draw
+
+
+def _drawn(step: int) -> list[np.ndarray]:
+    """As arrays, which travel through a pipe: shared memory is scarce in containers."""
+    pictures = _draw(step)
+    return [getattr(pictures, f).numpy() for f in Pictures.__dataclass_fields__]
+
+
 def train(
     config: dict,
     folder: Path,
     world: JudgeWorld,
     tokenizer: Tokenizer | None = None,
     until: int | None = None,
+    deadline: float | None = None,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
 ) -> JudgeModel:
-    """Train as `config` says, checkpointing in `folder`; returns the model with EMA weights."""
+    """Train as `config` says, checkpointing in `folder`; returns the model with EMA weights.
+
+    tokenizer: on the CPU, as the world is; deadline: see Training; raises TimeUp there; device: of
+    the model; workers: processes that draw the pictures, for a device that is faster than one.
+    """
     torch.manual_seed(config["seed"])
     cfg = JudgeConfig(
         image_size=world.image_size,
@@ -177,39 +228,30 @@ def train(
         colours=MIXED + 1,
         backgrounds=len(BACKGROUNDS),
     )
-    model = JudgeModel(cfg).to(memory_format=torch.channels_last)
+    model = JudgeModel(cfg).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
-    ema = EMA(model, config["ema"])
-    log = Log(folder / "log.jsonl")
-    checkpoint = folder / "checkpoint.safetensors"
-    start = load_checkpoint(checkpoint, model, optimiser, ema)
-    scenes = world.world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
-    held_out = world.paint(world.true(scenes), torch.Generator().manual_seed(HELD_OUT_SEED))
-    steps = config["steps"]
-    last = min(steps, until or steps)
-    for step in range(start, last):
+    training = Training(model, optimiser, config, folder, until, deadline)
+
+    def draw(step: int) -> Pictures:
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
-        pictures = draw_pictures(world, config, tokenizer, generator)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, config["peak_lr"], flat=config["flat"])
-        parts = judge_loss(model(pictures.images), pictures, world.other)
+        return draw_pictures(world, config, tokenizer, generator)
+
+    bf16 = config.get("bf16", False)
+    for step, drawn in ahead(draw, training, training.last, workers):
+        pictures = drawn.to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            answers = model(pictures.images)
+        parts = judge_loss(answers, pictures, world.other)
         loss = sum(WEIGHTS[k] * v for k, v in parts.items())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimiser.step()
-        ema.update(model)
-        done = step + 1
-        if done % config["log_every"] == 0:
-            log(done, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
-        if done % config["save_every"] == 0 or done == last:
-            save_checkpoint(checkpoint, model, optimiser, ema, done)
-            averaged = JudgeModel(cfg)
-            averaged.load_state_dict(ema.state_dict(model))
-            log(done, **evaluate(averaged, held_out, world.other))
-    model.load_state_dict(ema.state_dict(model))
+        rate = learning_rate(step, config["steps"], config["peak_lr"], flat=config["flat"])
+        training.learn(loss, parts, rate, largest_norm=5.0)
+        if training.is_milestone:
+            averaged = training.averaged(JudgeModel(cfg).to(device))
+            pictures = held_out(world).to(device)
+            training.log(training.done, **evaluate(averaged, pictures, world.other))
+    training.finish()
     return model
 
 
@@ -278,6 +320,7 @@ def export(
     """Write the judge's files to a folder: weights in float16, sizes, names, words, and thresholds
     that are chosen on held-out scenes, half of them true ones as the tokenizer decodes them."""
     folder.mkdir(parents=True, exist_ok=True)
+    model = model.cpu()
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE)
     words = contrast_words(Captioner(world.world.specs))
@@ -299,9 +342,9 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     tokenizer = hub.load_tokenizer(args.model, torch.device("cpu"))
-    world = JudgeWorld.load(config["tier"], config["variants"])
-    folder = cache_folder() / "runs" / args.run
-    model = train(config, folder, world, tokenizer, until=args.until)
+    world = JudgeWorld.load(config["tier"], config["variants"], free=config.get("free", 0.0))
+    folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)
+    model = train(config, folder, world, tokenizer, args.until, deadline, args.device)
     if args.export:
         export(model, world, tokenizer, args.export)
 

@@ -70,6 +70,9 @@ class Pictures:
     boxes: Tensor
     visible: Tensor
 
+    def to(self, device: torch.device | str) -> Pictures:
+        return Pictures(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
+
 
 def foreign_objects(specs: Sequence[ObjectSpec], held_out: bool) -> list[int]:
     """Rows of the full table that are none of `specs` nor could be called by their words; one in
@@ -86,22 +89,35 @@ def foreign_objects(specs: Sequence[ObjectSpec], held_out: bool) -> list[int]:
 class JudgeWorld:
     """A world, the sprites that are foreign to it, and how scenes for a judge are drawn.
 
-    `foreign`: sprites uint8 [F, 4, s, s], premultiplied, that no class of the world names.
+    `world`: on the CPU. `foreign`: sprites uint8 [F, 4, s, s], premultiplied, that no class of the
+    world names; F may be 0, as it is where the world knows every sprite: what is *other* is then of
+    the other sorts.
     """
 
     def __init__(self, world: World, foreign: Tensor, image_size: int = 64):
         self.world, self.image_size = world, image_size
         self.other = world.num_objects  # the class of what no word names
-        strangers = World(sizes=(), variants=world.variants, sprites=foreign, specs=world.specs)
-        self.bank = torch.cat([world.sprite_bank(CANVAS), strangers.sprite_bank(CANVAS)])
+        self.bank = world.sprite_bank(CANVAS)
+        if len(foreign):
+            strangers = World(sizes=(), variants=world.variants, sprites=foreign, specs=world.specs)
+            self.bank = torch.cat([self.bank, strangers.sprite_bank(CANVAS)])
 
     @classmethod
-    def load(cls, tier: str = "small", variants: int = 16, held_out: bool = False) -> JudgeWorld:
+    def load(
+        cls, tier: str = "small", variants: int = 16, held_out: bool = False, free: float = 0.0
+    ) -> JudgeWorld:
         """The world of a tier, with the foreign sprites of the full one (`held_out`: those that
-        training leaves out)."""
-        world = World(tier, (64,), variants)
-        sprites = load_sprites("full", 192)[0][foreign_objects(world.specs, held_out)]
-        return cls(world, F.avg_pool2d(sprites.float(), 2).round().to(torch.uint8))
+        training leaves out). free: see World."""
+        world = World(tier, (64,), variants, free=free)
+        return cls.among(world, load_sprites("full", 192)[0], held_out)
+
+    @classmethod
+    def among(cls, world: World, sprites: Tensor, held_out: bool = False) -> JudgeWorld:
+        """The world, with the foreign ones among sprites uint8 [N, 4, s, s] of the first N objects
+        of the full table."""
+        rows = [r for r in foreign_objects(world.specs, held_out) if r < len(sprites)]
+        foreign = F.avg_pool2d(sprites[rows].float(), 2) if rows else torch.zeros(0, 4, 1, 1)
+        return cls(world, foreign.round().to(torch.uint8))
 
     def true(self, scenes: Scenes) -> Placed:
         """The world's own scenes, to be painted as they are."""
@@ -181,7 +197,8 @@ class JudgeWorld:
     ) -> Tensor:
         """What is painted for each object, Float[P, 4, CANVAS, CANVAS]; a *mixed* object whose two
         colours look alike becomes one of plain colour (in place)."""
-        sprites = self.bank[objects, colours % MIXED].float() / 255  # not yet the others, the mixed
+        known = objects.clamp(max=self.other - 1)
+        sprites = self.bank[known, colours % MIXED].float() / 255  # not yet the others, the mixed
         for p in ((objects < self.other) & (colours == MIXED)).nonzero()[:, 0].tolist():
             first, second = torch.randperm(len(COLOURS), generator=generator)[:2].tolist()
             pair = self.bank[objects[p], [first, second]].float() / 255
@@ -191,6 +208,8 @@ class JudgeWorld:
             sprites[p] = torch.lerp(pair[0], pair[1], mask) if clear else pair[0]
             colours[p] = MIXED if clear else first
         strange = (objects == self.other).nonzero()[:, 0].tolist()
+        if len(self.bank) == self.other:  # there are no foreign sprites
+            others = others * (torch.arange(len(OTHERS)) != OTHERS.index("foreign"))
         kinds = torch.multinomial(others, len(strange) + 1, True, generator=generator)
         for p, kind in zip(strange, kinds.tolist(), strict=False):
             sprites[p] = self.stranger(OTHERS[kind], generator)

@@ -46,6 +46,11 @@ MARGIN = 0.02  # empty border on each side, as a fraction of the object's longer
 SIZES = range(8, 513)
 LAYOUT = "uint8 [objects, 4, size, size], RGBA, colours premultiplied by alpha"
 FETCH_TIMEOUT = 600  # seconds
+HOW_TO_BRING_SPRITES = (
+    "run python -m tfgen.training.sprites where there is a network, and bring "
+    "sprites/sprites-full-192.safetensors, or the smaller npm/lobehub-fluent-emoji-3d-1.1.0.tgz, "
+    "of its cache folder."
+)
 # `1f374@left` in the table is this part (x0, y0, x1, y1) of the picture `1f374`.
 CROPS = {"left": (0.0, 0.0, 0.5, 1.0), "right": (0.5, 0.0, 1.0, 1.0)}
 
@@ -107,6 +112,41 @@ def load_sprites(
             save_file({"sprites": sprites}, scratch / path.name, metadata=header)
             os.replace(scratch / path.name, path)
     return sprites, specs
+
+
+def read_sprites(path: Path, cache: Path | None = None) -> Tensor:
+    """Sprites that were brought along in a file: uint8 [N, 4, S, S], premultiplied, of the first N
+    objects of the full table.
+
+    path: what `load_sprites` built for some tier, `sprites-TIER-SIZE.safetensors` in the cache
+    folder, or the npm package's archive, from which they are built in the cache folder. Raises
+    InputError for anything else.
+    """
+    cache = cache or cache_folder()
+    if not path.is_file():
+        raise InputError(f"There is no sprites file {str(path)!r}: {HOW_TO_BRING_SPRITES}")
+    if path.suffix == ".tgz":
+        if _integrity(path) != SPRITES.integrity:
+            raise InputError(f"{str(path)!r} is not the archive of {SPRITES.spec}: fetch it again.")
+        with _scratch(cache / "npm") as scratch:
+            shutil.copyfile(path, scratch / SPRITES.archive)
+            os.replace(scratch / SPRITES.archive, cache / "npm" / SPRITES.archive)
+        return load_sprites("full", 192, cache)[0]
+    try:
+        with safe_open(path, framework="pt") as file:
+            sprites, header = file.get_tensor("sprites"), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{str(path)!r} is no sprites file ({error}): {HOW_TO_BRING_SPRITES}"
+        ) from error
+    names = [spec.name for spec in load_objects()][: len(sprites)]
+    square = sprites.ndim == 4 and sprites.shape[1] == 4 and sprites.shape[2] == sprites.shape[3]
+    if not (square and sprites.dtype == torch.uint8 and header.get("names") == json.dumps(names)):
+        raise InputError(
+            f"{str(path)!r} holds other sprites than those of this version's table: "
+            f"{HOW_TO_BRING_SPRITES}"
+        )
+    return sprites
 
 
 def fetch(package: Package, cache: Path) -> Path:

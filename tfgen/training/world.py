@@ -122,7 +122,8 @@ class World:
     Arguments: `tier` "small", "medium" or "full"; `sizes`: picture sizes that will be rendered;
     `variants`: variants of each background; `free`: the share of the scenes whose objects stand
     anywhere; `pairs`: the share that are surely of two different objects, each in a colour other
-    than its natural one, of which there are far more than of all others. `sprites` (uint8 [M, 4, S, S], premultiplied) and `specs` replace the tier's own.
+    than its natural one, of which there are far more than of all others. `sprites` (uint8
+    [M, 4, S, S], premultiplied) and `specs` replace the tier's own.
     """
 
     def __init__(

@@ -1,0 +1,351 @@
+"""The whole recipe at toy size: interrupted anywhere, it gives what a single call gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.toy_grid import SIZES as GRID_SIZES
+from tests.toy_world import SIZES, shapes
+from tfgen import hub
+from tfgen.atlas import Atlas
+from tfgen.errors import TfgenError
+from tfgen.judge import Judge
+from tfgen.judge_model import JudgeConfig, JudgeModel
+from tfgen.packing import pack
+from tfgen.priors.autoregressive_model import AutoregressiveConfig, AutoregressiveModel
+from tfgen.tables import models_of
+from tfgen.tokenizers.grid_model import GridConfig, GridModel
+from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel
+from tfgen.training import clip, grid, judge, recipe, tokenizer
+from tfgen.training.backgrounds import BACKGROUNDS
+from tfgen.training.captions import Captioner
+from tfgen.training.colours import COLOURS
+from tfgen.training.common import OUT_OF_TIME
+from tfgen.training.objects import load_objects
+from tfgen.training.recipe import main
+from tfgen.training.stages import STAGES, Stage
+from tfgen.verifiers.clip import ClipVerifier
+
+COMMON = {"tier": "small", "variants": 1, "log_every": 1, "save_every": 100}
+LEARNED = COMMON | {"steps": 2, "batch": 2, "peak_lr": 1e-3, "ema": 0.5, "bf16": False, "seed": 1}
+CLIP = {k: v for k, v in LEARNED.items() if k != "batch"} | {
+    "groups": 1,
+    "width": 32,
+    "flat": 0.4,
+    "head_weight": 0.3,
+    "decoded_share": 0.5,
+    "negatives": 3,
+    "odd": 2,
+    "mine_every": 100,
+    "held_out": 2,
+}
+# The tokenizer's encoder becomes the verifier's tower, and so is of the usual size.
+MODEL = SIZES | {"image_size": 64, "encoder_widths": [32, 64, 128, 192]}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tokenizer_small": LEARNED | {"attribute_weight": 0.1, "model": MODEL},
+    "renderer_small": LEARNED | {"backgrounds": 1},
+    "prior_small": {"tier": "small", "variants": 1, "scenes": 60, "min_count": 1},
+    "clip_small": CLIP,
+    "clip_small_decoded": CLIP,
+    "clip_small_odd": CLIP,
+    "clip_small_pairs": CLIP | {"pairs": 0.8},
+    "judge_small": LEARNED
+    | {
+        "flat": 0.4,
+        "decoded_share": 0.5,
+        "other": 0.5,
+        "mixed": 0.1,
+        "widths": [8, 8, 16, 16],
+        "neck": 16,
+        "threshold_scenes": 4,
+    },
+    "bank_small": {"tier": "small", "variants": 1, "scenes": 60, "pairs": 0.5},
+    "autoregressive_small": LEARNED
+    | {
+        "flat": 0.4,
+        "drop_texts": 0.1,
+        "drop_words": 0.0,
+        "held_out": 2,
+        "guidance": 2.0,
+        "model": {"width": 16, "heads": 2, "depth": 1},
+    },
+    "grid_small": LEARNED | {"attribute_weight": 0.1, "model": GRID_SIZES},
+}
+
+
+def write_sprites(path: Path, count: int) -> Path:
+    """A file of sprites of the table's first objects, as `tfgen.training.sprites` builds one."""
+    specs = load_objects()[:count]
+    sprites = shapes(16)[torch.arange(count) % 5].contiguous()
+    save_file({"sprites": sprites}, path, {"names": json.dumps([spec.name for spec in specs])})
+    return path
+
+
+class Kitchen:
+    """Toy configs, sprites and folders, and the command over them."""
+
+    def __init__(self, folder: Path):
+        self.configs, self.out = folder / "configs", folder / "out"
+        self.configs.mkdir(parents=True)
+        for name, config in CONFIGS.items():
+            (self.configs / f"{name}.json").write_text(json.dumps(config))
+        self.sprites = write_sprites(folder / "sprites.safetensors", len(load_objects("small")))
+
+    def cook(self, *options: str, **changed: Path) -> int:
+        given = {"out": self.out, "sprites": self.sprites, "configs": self.configs} | changed
+        paths = [part for k, v in given.items() for part in (f"--{k}", str(v))]
+        return main(["--tier", "small", "--device", "cpu", *paths, *options])
+
+    def weights(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.out)): path.read_bytes()
+            for path in sorted(self.out.rglob("*.safetensors"))
+        }
+
+    def state(self, stage: str) -> dict[str, Any]:
+        return json.loads((self.out / "stages" / stage / "state.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unjudged() -> Iterator[None]:
+    """Leaves out the measuring on held-out scenes, which costs more than a toy training."""
+    with pytest.MonkeyPatch.context() as patch:
+        for script in (tokenizer, grid, clip, judge):
+            patch.setattr(script, "evaluate", lambda *_: {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def cooked(tmp_path_factory: pytest.TempPathFactory) -> Kitchen:
+    """The recipe, cooked at one go."""
+    kitchen = Kitchen(tmp_path_factory.mktemp("whole"))
+    assert kitchen.cook() == 0
+    return kitchen
+
+
+@pytest.fixture
+def kitchen(cooked: Kitchen, tmp_path: Path) -> Kitchen:
+    """A copy of what is cooked, to be spoilt."""
+    copy = Kitchen(tmp_path)
+    shutil.copytree(cooked.out, copy.out)
+    return copy
+
+
+def test_what_comes_out_is_loaded_as_the_packaged_models_are(cooked: Kitchen) -> None:
+    ordered = hub.load_tokenizer(str(cooked.out / "sprites"), torch.device("cpu"))
+    assert ordered.num_tokens == 8 and ordered.render_size == 256
+    verifier = ClipVerifier.load(cooked.out / "sprites-clip")
+    assert len(Judge.load(cooked.out / "sprites-judge").objects) == 40
+    atlas = Atlas.open(cooked.out / "sprites" / "atlas.safetensors", ordered, verifier)
+    assert len(atlas.embeddings) == 12
+    for model in ("sprites", "sprites-grid"):
+        folder = cooked.out / model
+        loaded = hub.load_tokenizer(str(folder), torch.device("cpu"))
+        priors = ["frequency", "autoregressive", *(["retrieval"] if model == "sprites" else [])]
+        for name in priors:
+            prior = hub.load_prior(name, str(folder), loaded)
+            if name == "retrieval":
+                prior.bank.check(
+                    folder, **{k: v for k, v in models_of(loaded, verifier).items() if k != "seed"}
+                )
+            else:
+                assert prior.log_probs(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 12)
+        packaged = hub.search_defaults(model)
+        assert packaged and hub.search_defaults(str(folder)) == packaged
+
+
+def differing(kitchen: Kitchen, other: Kitchen) -> list[str]:
+    """The files of weights that only one of them has, or that are not the same."""
+    these, those = kitchen.weights(), other.weights()
+    return sorted(k for k in these | those if these.get(k) != those.get(k))
+
+
+def test_a_recipe_stopped_after_every_step_gives_the_same_models(
+    cooked: Kitchen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen = Kitchen(tmp_path)
+    codes = [kitchen.cook("--minutes", "0")]
+    told = capsys.readouterr().out
+    assert "tokenizer            1 of 2 done, about" in told
+    assert "renderer             not begun (2 steps)" in told
+    while codes[-1] == OUT_OF_TIME and len(codes) < 40:
+        codes.append(kitchen.cook("--minutes", "0"))
+    assert codes[-1] == 0
+    # Twice for each stage that is trained; the tables are done in the call that begins them.
+    assert len(codes) > 2 * 10
+    assert differing(kitchen, cooked) == []
+
+
+def test_a_recipe_killed_after_every_stage_goes_on(
+    cooked: Kitchen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the stage has exported its files, but not noted that."""
+    kitchen, finish = Kitchen(tmp_path), recipe.Book.finish
+    killed: list[str] = []
+
+    def kill_once(book: recipe.Book, stage: Stage) -> None:
+        if stage.name not in killed:
+            killed.append(stage.name)
+            raise KeyboardInterrupt
+        finish(book, stage)
+
+    monkeypatch.setattr(recipe.Book, "finish", kill_once)
+    for _ in STAGES:
+        with pytest.raises(KeyboardInterrupt):
+            kitchen.cook()
+    assert kitchen.cook() == 0
+    assert killed == [stage.name for stage in STAGES]
+    assert differing(kitchen, cooked) == []
+
+
+def test_what_is_done_is_not_done_again(
+    kitchen: Kitchen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not list(kitchen.out.rglob("checkpoint.safetensors"))
+    times = {path: path.stat().st_mtime_ns for path in kitchen.out.rglob("*.safetensors")}
+    assert kitchen.cook() == 0
+    told = capsys.readouterr().out
+    assert "stage" not in told and "All is done" in told
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def refused(kitchen: Kitchen, capsys: pytest.CaptureFixture[str], **changed: Path) -> str:
+    """The one sentence that is said, without a stage being begun."""
+    capsys.readouterr()
+    assert kitchen.cook(**changed) == 2
+    told = capsys.readouterr()
+    assert "stage " not in told.out
+    assert told.err.startswith("error: ") and told.err.count("\n") == 1
+    return told.err
+
+
+def test_a_changed_config_is_refused(kitchen: Kitchen, capsys: pytest.CaptureFixture[str]) -> None:
+    config = CONFIGS["clip_small_odd"] | {"steps": 3}
+    (kitchen.configs / "clip_small_odd.json").write_text(json.dumps(config))
+    told = refused(kitchen, capsys)
+    assert "clip_odd was changed" in told and "(in steps)" in told
+    (kitchen.configs / "clip_small_odd.json").write_text(json.dumps(CONFIGS["clip_small_odd"]))
+    assert kitchen.cook() == 0
+
+
+def test_a_config_of_another_tier_and_a_missing_one_are_refused(
+    kitchen: Kitchen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = kitchen.configs / "grid_small.json"
+    path.write_text(json.dumps(CONFIGS["grid_small"] | {"tier": "full"}))
+    assert "is a config of the tier full, not small" in refused(kitchen, capsys)
+    path.unlink()
+    assert "There is no config" in refused(kitchen, capsys)
+
+
+def test_lost_and_changed_files_are_refused(
+    kitchen: Kitchen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = kitchen.out / "sprites" / "bank.safetensors"
+    kept = bank.read_bytes()
+    bank.unlink()
+    assert "stage bank are missing" in refused(kitchen, capsys)
+    bank.write_bytes(kept[:-1] + b"x")
+    assert "stage bank are missing or are others" in refused(kitchen, capsys)
+
+
+def test_a_stage_made_anew_makes_those_after_it_stale(
+    kitchen: Kitchen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(kitchen.out / "stages" / "renderer")
+    config = CONFIGS["renderer_small"] | {"seed": 2}
+    (kitchen.configs / "renderer_small.json").write_text(json.dumps(config))
+    assert kitchen.cook() == 2
+    assert "stage prior began with other files of tokenizer, renderer" in capsys.readouterr().err
+    assert "digests" in kitchen.state("renderer")
+
+
+def test_search_defaults_that_a_user_has_set_stay(kitchen: Kitchen) -> None:
+    path = kitchen.out / "sprites" / "tokenizer.json"
+    config = json.loads(path.read_text()) | {"search_defaults": {"beam": 3}}
+    path.write_text(json.dumps(config))
+    assert kitchen.cook() == 0
+    assert json.loads(path.read_text())["search_defaults"] == {"beam": 3}
+
+
+def test_sprites_that_are_missing_too_few_or_others_are_refused(
+    kitchen: Kitchen, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "There is no sprites file" in refused(kitchen, capsys, sprites=kitchen.out / "none")
+    few = write_sprites(kitchen.out / "few", 39)
+    assert "fewer than the 40" in refused(kitchen, capsys, sprites=few)
+    more = write_sprites(kitchen.out / "more", 41)
+    assert "began with another tier or other sprites" in refused(kitchen, capsys, sprites=more)
+    (kitchen.out / "junk").write_bytes(b"junk")
+    assert "is no sprites file" in refused(kitchen, capsys, sprites=kitchen.out / "junk")
+
+    def offline(*_: Any) -> None:
+        raise TfgenError("npm could not fetch them: check the network connection.")
+
+    monkeypatch.setattr(recipe, "load_sprites", offline)
+    assert main(["--tier", "small", "--device", "cpu", "--out", str(kitchen.out / "new")]) == 2
+    told = capsys.readouterr().err
+    assert "npm could not fetch them" in told and "--sprites FILE" in told
+
+
+def test_a_device_that_is_not_here_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, told in (
+        ("cuda", "There is no CUDA device here"),
+        ("abacus", "no device 'abacus'"),
+    ):
+        assert main(["--tier", "small", "--device", device, "--out", str(tmp_path)]) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tier", ["small", "medium", "full"])
+def test_every_tier_has_its_configs(tier: str) -> None:
+    configs = recipe.Book(Path("nowhere"), tier, recipe.CONFIGS).configs
+    assert configs.keys() == {stage.name for stage in STAGES}
+    free = {config.get("free", 0.0) for name, config in configs.items() if name != "atlas"}
+    assert free == ({0.5} if tier == "full" else {0.0})
+    small = recipe.Book(Path("nowhere"), "small", recipe.CONFIGS).configs
+    for name, config in configs.items():
+        assert set(small[name]) <= set(config), name
+        assert set(config) <= set(small[name]) | {"free", "held_out", "bf16"}, name
+
+
+def test_the_networks_of_the_full_tier_leave_room_for_its_tables_in_40_megabytes() -> None:
+    configs = recipe.Book(Path("nowhere"), "full", recipe.CONFIGS).configs
+    objects = load_objects("full")
+    words = len(Captioner(list(objects)).vocabulary()) + 4
+
+    def sizes(stage: str) -> dict[str, Any]:
+        model = configs[stage]["model"]
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}
+
+    ordered = SpritesConfig(**sizes("tokenizer"))
+    assert ordered.encoder_widths == SpritesConfig().encoder_widths  # those of the verifier's tower
+    reader = AutoregressiveConfig(
+        ordered.levels, ordered.num_tokens, words, 24, **sizes("autoregressive")
+    )
+    judge = configs["judge"]
+    numbers = (len(objects) + 1, len(COLOURS) + 1, len(BACKGROUNDS))
+    packed = [
+        SpritesModel(ordered),
+        GridModel(GridConfig(**sizes("grid"))),
+        AutoregressiveModel(reader),
+        AutoregressiveModel(reader),
+    ]
+    halved = [
+        clip.create(words, configs["clip"]["width"]),
+        JudgeModel(JudgeConfig(64, tuple(judge["widths"]), judge["neck"], *numbers)),
+    ]
+    tensors = [t for model in packed for t in pack(model.state_dict()).values()]
+    tensors += [t.half() for model in halved for t in model.state_dict().values()]
+    assert sum(t.numel() * t.element_size() for t in tensors) < 35_500_000
