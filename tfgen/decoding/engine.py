@@ -2,7 +2,8 @@
 
 `auto` is passes side by side on a CPU (`ThreadedEngine`), and kernels and CUDA graphs on a GPU
 (`KernelEngine`), if they run there; `eager` is the plain PyTorch path anywhere (`PlainEngine`);
-`kernels` is an error where they do not run; `kernels-fp8` makes the drafts of a screening in FP8.
+`kernels` is an error where they do not run; `kernels-fp8` makes the drafts of a screening in FP8;
+`bf16` is passes side by side with products in bfloat16 (`Bfloat16Engine`), on a CPU that has them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tfgen.search.evaluator import Engine, PlainEngine
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
 
-ENGINES = ("auto", "eager", "kernels", "kernels-fp8")
+ENGINES = ("auto", "eager", "kernels", "kernels-fp8", "bf16")
 EngineMaker = Callable[[Tokenizer, Verifier], Engine]
 
 
@@ -33,6 +34,9 @@ class DecodeEngine(ABC):
     It owns what makes passes fast (threads; packed weights, static buffers, CUDA graphs), says how
     many rows a pass has, and never changes a result but by rounding.
     """
+
+    coarse = False
+    """Whether its rounding shows in a score that is reported, as `Engine.coarse`."""
 
     name: str
     """Which it is, as `Engine.name`."""
@@ -133,9 +137,10 @@ def fitting_rows(wanted: int, free: int, peak: Callable[[int], int]) -> int:
 def engine_maker(engine: str, device: torch.device) -> EngineMaker:
     """What makes the engine of a search on this device, by name (one of ENGINES).
 
-    Raises InputError on another name, and where kernels that are asked for cannot run. Warns
+    Raises InputError on another name, and where what is asked for cannot run. Warns
     (EngineWarning) where `auto` has a GPU and kernels do not run on it.
     """
+    from tfgen.decoding.bfloat16 import Bfloat16Engine, why_no_bfloat16
     from tfgen.decoding.kernel_engine import KernelEngines
     from tfgen.decoding.threads import ThreadedEngine
     from tfgen.decoding.triton_support import why_no_float8, why_no_kernels
@@ -146,6 +151,10 @@ def engine_maker(engine: str, device: torch.device) -> EngineMaker:
         return PlainEngine
     if engine == "auto" and device.type == "cpu":
         return ThreadedEngine
+    if engine == "bf16":
+        if reason := why_no_bfloat16(device):
+            raise InputError(f"The engine bf16 cannot run: {reason}. Use --engine auto or eager.")
+        return Bfloat16Engine
     float8 = engine == "kernels-fp8"
     reason = why_no_kernels(device) or (why_no_float8(device) if float8 else None)
     if reason is None:

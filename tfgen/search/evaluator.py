@@ -71,6 +71,9 @@ class Engine(Protocol):
     passes: int
     """How many passes it likes to be given at a time, so as to have all its cores at work."""
 
+    # An engine may also have `coarse = True`: its rounding shows in a score that is reported, so
+    # that of the search's result is computed again without it.
+
     def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
         """Each Int64[rows, k], k the same in all -> of each, Float32[rows, d] on that device."""
 
@@ -219,6 +222,16 @@ class Evaluator:
     def known(self, tokens: Tensor) -> Tensor:
         """Int64[N, k] -> Float32[N]: the scores remembered; not-a-number where there is none."""
         return torch.tensor([self._scores.get(key, torch.nan) for key in _keys(tokens)])
+
+    def reported(self, tokens: Tensor, score: float) -> float:
+        """The verifier's score of a search's result, Int64[k], as it is told to the user: `score`,
+        which the search knows, or, where the engine is coarse, what the models themselves give.
+        Like the final picture, that is not charged to the budget."""
+        if not getattr(self.engine, "coarse", False):
+            return score
+        with torch.inference_mode():
+            pictures = self.tokenizer.decode(_filled(tokens[None], self.tokenizer.decode_rows))
+            return float(self.verifier.score(pictures, self.target)[0])
 
     def account(self, kind: Literal["screened", "gradients"], pictures: int, cost: float) -> None:
         """Charge pictures that were decoded, and shown to the verifier, elsewhere than in `score`.

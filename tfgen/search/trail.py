@@ -385,10 +385,11 @@ class Trail:
             end = self.recorder.end
             seconds, accounts = end["seconds"], Accounts(**end["accounts"])
             self.stopped = end["stopped"]
+        verifier_score = self.evaluator.reported(best.best_tokens, best.best_verifier_score)
         result = SearchResult(
             best.best_tokens,
-            best.best_score,
-            best.best_verifier_score,
+            best.best_score + (verifier_score - best.best_verifier_score),
+            verifier_score,
             self.steps,
             accounts,
             seconds,
