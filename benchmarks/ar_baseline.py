@@ -203,7 +203,8 @@ def wins(points: Sequence[Point]) -> list[str]:
                 best = _right(point)
                 cost = point[axis].value
                 said = f"{cost:,.0f}" if axis == 2 else f"{cost:.2f}"
-                front.append(f"{point[0]} ({said}: {best:.2f})")
+                share = shown(point[4]) if point[4] else ""
+                front.append(f"{point[0]} ({said}: {share})")
         notes.append(f"Right more often than all that takes fewer {unit}: {', '.join(front)}.")
     return notes
 
