@@ -82,6 +82,7 @@ def ablate(
     ] = None,
     no_judge: Annotated[bool, o.option(o.MODELS, "Verifier scores only.", "--no-judge")] = False,
     device: o.Device = "auto",
+    engine: o.Engine = "auto",
     search: o.Search = None,
     beam: o.Beam = None,
     candidates: o.Candidates = None,
@@ -144,6 +145,7 @@ def ablate(
             score=score,
             views=views,
             cache=None if str(cache) == "off" else cache,
+            engine=engine,
         )
         settings = fitting(pipeline, settings)
         if names is None:

@@ -22,6 +22,7 @@ from tfgen.judge import Judge, Verdict
 from tfgen.pipeline import Pipeline
 from tfgen.priors import FrequencyPrior
 from tfgen.search import SearchSettings
+from tfgen.search.evaluator import PlainEngine
 
 PROMPT = "a fox"
 GRID = ("--priors", "uniform,frequency", "--strengths", "0,2", "--weights", "0,0.5")
@@ -79,12 +80,13 @@ def test_what_is_varied_reaches_the_search_and_the_rest_is_alike(
         result = generate(self, prompt, **options)
         own: SearchSettings = result.settings
         searched.append(Cell(self.prior.name, own.prior_strength, own.prior_weight))
-        others.add((own.budget, own.beam, own.tokens, own.atlas, options["seed"]))
+        others.add((own.budget, own.beam, own.tokens, own.atlas, options["seed"], self.engine))
         return result
 
     monkeypatch.setattr(Pipeline, "generate", watch)
-    assert ablate(PROMPT, *GRID, "--beam", "3", "--tokens", "2", "--seed", "5").code == 0
-    assert searched == CELLS and others == {(12, 3, 2, False, 5)}
+    given = ("--beam", "3", "--tokens", "2", "--seed", "5", "--engine", "eager")
+    assert ablate(PROMPT, *GRID, *given).code == 0
+    assert searched == CELLS and others == {(12, 3, 2, False, 5, PlainEngine)}
 
 
 def test_a_picture_is_what_the_pipeline_finds(ablate: Callable[..., Run]) -> None:
