@@ -7,8 +7,8 @@ The controlled experiment of "(1D) Ordered Tokens Enable Efficient Test-Time Sea
 2604.15453) in the sprite world: two tokenizers of as many tokens and codes, for each an
 autoregressive prior of one architecture and budget, one verifier and one judge, under best-of-N,
 beam and lookahead; and with the frequency prior and with none. All searches have all tokens, one a
-step, and rank by the verifier alone. The tokenizers themselves were not trained alike: the model
-card (tfgen/weights/README.md) tells.
+step, and rank by the verifier alone. The tokenizers themselves had as many pictures, but are not of
+one size: the model card (tfgen/weights/README.md) tells.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def report(rows: list[Row], models: Mapping[str, str] | None = None) -> Report:
         "sample of the autoregressive prior on the same tokens, on the prompts that both have, "
         "with Student's 95 % interval over prompts. A prefix of grid tokens shows the finished "
         "top of the picture and grey: that early grid tokens can hardly be scored is the point. "
-        "The two tokenizers had neither the same training nor the same size: see the model card.",
+        "The two tokenizers had as many training pictures, but not the same size: see the model card.",
         *(judge_notes() if judged else []),
         *(ceilings(models or {}) if judged else []),
         *early(groups),
