@@ -157,7 +157,8 @@ def report(rows: list[Row], models: Mapping[str, str] | None = None) -> Report:
         "sample of the autoregressive prior on the same tokens, on the prompts that both have, "
         "with Student's 95 % interval over prompts. A prefix of grid tokens shows the finished "
         "top of the picture and grey: that early grid tokens can hardly be scored is the point. "
-        "The two tokenizers had as many training pictures, but not the same size: see the model card.",
+        "The two tokenizers had as many training pictures, but not the same size: see the model "
+        "card.",
         *(judge_notes() if judged else []),
         *(ceilings(models or {}) if judged else []),
         *early(groups),
