@@ -136,8 +136,9 @@ def test_where_each_wins_is_read_off_the_rows() -> None:
             row("beam, retrieval", 256, 0.2, True),
         ]
     )
-    assert found.notes[1].endswith("fewer decodes: nearest (1: 0.00), AR + beam (64: 1.00).")
-    assert found.notes[2].endswith("fewer seconds: beam, retrieval (0.20: 1.00).")
+    front = "nearest (1: 0.00 [0.00, 0.79]), AR + beam (64: 1.00 [0.21, 1.00])."
+    assert found.notes[1].endswith(f"fewer decodes: {front}")
+    assert found.notes[2].endswith("fewer seconds: beam, retrieval (0.20: 1.00 [0.21, 1.00]).")
     ((name, budget, decodes, seconds, *_), *_) = found.table
     assert (name, budget, decodes, seconds) == ("AR + beam", "64", "64", "0.50")
 

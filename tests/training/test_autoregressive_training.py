@@ -35,6 +35,7 @@ CONFIG = {
     "drop_words": 0.02,
     "held_out": 70,
     "guidance": 2.0,
+    "pairs": 0.5,
     "bf16": False,
     "log_every": 1,
     "save_every": 1000,

@@ -190,7 +190,7 @@ def train_autoregressive(name: str) -> Run:
             materials.device,
             materials.tokenizer(name),
             WordTokenizer.load(materials.out / CLIP / "vocabulary.json"),
-            materials.world(config),
+            materials.world(config, config.get("pairs", 0.0)),
             deadline=materials.deadline,
         )
         trained.save(materials.out / name / AUTOREGRESSIVE_FILE)
