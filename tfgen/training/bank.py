@@ -8,6 +8,7 @@ Writes bank.safetensors into the tokenizer's folder. A run that was stopped goes
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tfgen.priors.bank import FILE_NAME, Bank
+from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.world import World
 from tfgen.verifiers.clip import ClipVerifier
@@ -22,7 +24,7 @@ from tfgen.verifiers.clip import ClipVerifier
 SEED = 8
 BATCH = 100  # scenes of a part
 PAIRS = 0.5
-"""The share of coloured pairs, see World: without it, one scene in twelve would be one."""
+"""The share of coloured pairs, see World: without it, one scene in fourteen would be one."""
 
 
 def main() -> None:
@@ -41,24 +43,41 @@ def main() -> None:
     verifier = ClipVerifier.load(args.verifier, args.device)
     world = World(args.tier, (tokenizer.image_size,), device=args.device, pairs=args.pairs)
 
-    def pictures(part: int) -> Tensor:
-        scenes = world.sample(BATCH, torch.Generator().manual_seed(SEED * 1_000_003 + part))
-        return world.render(scenes, tokenizer.image_size).images
-
-    parts = -(-args.scenes // BATCH)
     path = args.output or args.tokenizer / FILE_NAME
-    source = {"world": args.tier, "seed": SEED, "scenes": parts * BATCH, "pairs": args.pairs}
-    with tqdm(total=parts, unit="part", desc="encoding") as bar:
-        bank = Bank.build(
-            pictures,
-            parts,
+    with tqdm(total=-(-args.scenes // BATCH), unit="part", desc="encoding") as bar:
+        bank = build(
+            world,
             tokenizer,
             verifier,
+            args.scenes,
             path,
-            source=source,
-            progress=lambda done, total: bar.update(done - bar.n),
+            args.tier,
+            lambda done, total: bar.update(done - bar.n),
         )
     print(f"{len(bank):,} scenes, {path.stat().st_size / 1e6:.2f} MB: {path}")
+
+
+def build(
+    world: World,
+    tokenizer: Tokenizer,
+    verifier: ClipVerifier,
+    scenes: int,
+    path: Path,
+    tier: str,
+    progress: Callable[[int, int], None],
+) -> Bank:
+    """The bank of so many scenes, rounded up to BATCHes, as the world draws them, written to
+    `path`. progress: called with the parts done and all parts, once a part is saved."""
+
+    def pictures(part: int) -> Tensor:
+        drawn = world.sample(BATCH, torch.Generator().manual_seed(SEED * 1_000_003 + part))
+        return world.render(drawn, tokenizer.image_size).images
+
+    parts = -(-scenes // BATCH)
+    source = {"world": tier, "seed": SEED, "scenes": parts * BATCH, "pairs": world.pairs}
+    if world.free:
+        source["free"] = world.free
+    return Bank.build(pictures, parts, tokenizer, verifier, path, source=source, progress=progress)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from tfgen.atlas import Atlas
 from tfgen.judge import WEIGHTS_FILE as JUDGE_FILE
 from tfgen.priors.autoregressive import FILE_NAME as AUTOREGRESSIVE_FILE
 from tfgen.priors.bank import FILE_NAME as BANK_FILE
-from tfgen.priors.bank import Bank
 from tfgen.priors.frequency import FILE_NAME as PRIOR_FILE
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import CONFIG_FILE, RENDERER_FILE, WEIGHTS_FILE
@@ -151,28 +150,14 @@ def train_judge(materials: Materials, config: Config, folder: Path) -> None:
 
 
 def build_bank(materials: Materials, config: Config, folder: Path) -> None:
-    world, ordered = materials.world(config, config["pairs"]), materials.tokenizer()
-
-    def pictures(part: int) -> Tensor:
-        generator = torch.Generator().manual_seed(bank.SEED * 1_000_003 + part)
-        scenes = world.sample(bank.BATCH, generator)
-        return world.render(scenes, ordered.image_size).images
-
-    parts = -(-config["scenes"] // bank.BATCH)
-    Bank.build(
-        pictures,
-        parts,
-        ordered,
+    bank.build(
+        materials.world(config, config["pairs"]),
+        materials.tokenizer(),
         materials.verifier(),
+        config["scenes"],
         materials.out / SPRITES / BANK_FILE,
-        source={
-            "world": config["tier"],
-            "free": world.free,
-            "seed": bank.SEED,
-            "scenes": parts * bank.BATCH,
-            "pairs": config["pairs"],
-        },
-        progress=Timer(materials.deadline),
+        config["tier"],
+        Timer(materials.deadline),
     )
 
 
