@@ -44,7 +44,7 @@ from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, s
 
 QUESTION = __doc__.splitlines()[0]
 BUDGETS = (64, 256)
-FULL_BUDGETS = (64, 256, 1024, 4096)
+FULL_BUDGETS = (64, 256, 1024)
 SPLIT = "dev"
 AR = "autoregressive"
 NEAREST = "nearest"

@@ -96,7 +96,8 @@ def with_shortlist(search: Settings) -> Settings:
 
 def together(budget: int, usual: Usual) -> Settings:
     """All ideas but the screening, which a step has or a shortlist; the search plans its steps so
-    that the refinement is within the budget, too."""
+    that the refinement is within the budget, too. The retrieval prior has the frequency prior in
+    it, which it falls back on."""
     search = with_shortlist(with_atlas(budget, usual)) | REFINE
     return search | strength(usual) | weight(usual)
 
@@ -124,6 +125,6 @@ METHODS: dict[str, Method] = {
     "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
     "beam + screening": Method(UNIFORM, lambda n, u: beam(n, u) | SCREEN),
     "beam + refinement": Method(UNIFORM, lambda n, u: beam(n, u) | REFINE),
-    "together": Method(f"{FREQUENCY}+{RETRIEVAL}", together),
+    "together": Method(RETRIEVAL, together),
     "default": Method(None, shape, defaults=True),
 }

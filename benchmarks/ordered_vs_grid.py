@@ -38,7 +38,7 @@ from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, s
 
 QUESTION = __doc__.splitlines()[0]
 BUDGETS = (64, 256)
-FULL_BUDGETS = (64, 256, 1024, 4096)
+FULL_BUDGETS = (64, 256, 1024)
 SPLIT = "dev"
 RESULTS = Path(__file__).parent / "results"
 AR = "autoregressive"
@@ -69,7 +69,7 @@ class Both:
 
 
 def main() -> None:
-    parser = Parser(QUESTION, prompts=8, seeds=1, full=(104, 1))
+    parser = Parser(QUESTION, prompts=8, seeds=1, full=(64, 1))
     parser.add_argument(
         "--grid", default="sprites-grid", help="the grid model (default: %(default)s)"
     )
@@ -77,7 +77,7 @@ def main() -> None:
     add_models(parser)
     args = parser.parse_args()
     budgets = sorted(set(args.budgets or (FULL_BUDGETS if args.full else BUDGETS)))
-    setup = Setup.of(args)
+    setup = Setup.of(args, cache=hub.cache_folder() / "bench")
     usual = hub.search_defaults(setup.model).get("verifier", hub.DEFAULT_VERIFIER)
     verifier = setup.verifier or usual  # of the ordered model, for both
     setups = {ORDERED: setup, GRID: replace(setup, model=args.grid, verifier=verifier)}

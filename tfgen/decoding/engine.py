@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tfgen.errors import InputError, TfgenError, unknown
-from tfgen.search.evaluator import Engine, PlainEngine
+from tfgen.errors import InputError, unknown
+from tfgen.search.evaluator import Engine, PlainEngine, fewer_rows, too_little_memory
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
 
@@ -104,13 +104,8 @@ class DecodeEngine(ABC):
                 return torch.cat(self.embed_padded(passes, each))[:n]
             except torch.OutOfMemoryError as error:
                 if self.rows == 1:
-                    raise TfgenError(
-                        f"The device {self.tokenizer.device} has too little free memory for one "
-                        f"picture of {self.tokenizer.name}: free some, or use --device cpu."
-                    ) from error
-            self.rows = (self.rows + 1) // 2
-            if self.tokenizer.device.type == "cuda":
-                torch.cuda.empty_cache()
+                    raise too_little_memory(self.tokenizer) from error
+            self.rows = fewer_rows(self.rows, self.tokenizer.device)
 
 
 def resized(tokens: Tensor, length: int) -> Tensor:

@@ -326,13 +326,8 @@ class Evaluator:
                 return self._attempt(tokens)
             except torch.OutOfMemoryError as error:
                 if self.rows == 1:
-                    raise TfgenError(
-                        f"The device {self.tokenizer.device} has too little free memory for one "
-                        f"picture of {self.tokenizer.name}: free some, or use --device cpu."
-                    ) from error
-            self.rows = (self.rows + 1) // 2
-            if self.tokenizer.device.type == "cuda":
-                torch.cuda.empty_cache()
+                    raise too_little_memory(self.tokenizer) from error
+            self.rows = fewer_rows(self.rows, self.tokenizer.device)
 
     @torch.inference_mode()
     def _attempt(self, tokens: Tensor) -> Tensor:
@@ -365,6 +360,22 @@ class Evaluator:
         with self.accounts.timed("score"):
             score = self.verifier.score_embeddings if self._embeds else self.verifier.score
             return torch.cat([score(part, self.target) for part in seen]).float().cpu()
+
+
+def fewer_rows(rows: int, device: torch.device) -> int:
+    """Half of the rows of a pass for which a device had too little memory, with what torch holds of
+    that memory given back. To be called outside the except clause, whose error holds tensors."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return (rows + 1) // 2
+
+
+def too_little_memory(tokenizer: Tokenizer) -> TfgenError:
+    """The error where there is no memory for a pass of one row."""
+    return TfgenError(
+        f"The device {tokenizer.device} has too little free memory for one picture of "
+        f"{tokenizer.name}: free some, or use --device cpu."
+    )
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:
