@@ -83,11 +83,8 @@ class Arms(Trials):
         started = time.perf_counter()
         verifier, device = pipeline.verifier, pipeline.tokenizer.device
         target = verifier.prepare(metadata["prompt"])
-        bank = pipeline.prior.bank
-        scores = bank.map_embeddings(
-            lambda part: verifier.score_embeddings(part.to(device), target)
-        )
-        tokens = bank.tokens(scores.float().argmax()[None])  # [1, num_tokens]
+        score_embeddings = partial(verifier.score_embeddings, target=target)
+        tokens = pipeline.prior.nearest(1, score_embeddings)  # [1, num_tokens]
         decoder = pipeline.tokenizer.for_seed(seed)
         score = float(verifier.score(decoder.decode(tokens.to(device)), target)[0])
         found = tokens[0].tolist()

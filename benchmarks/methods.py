@@ -98,11 +98,12 @@ def together(budget: int, usual: Usual) -> Settings:
     """All ideas but the screening, which a step has or a shortlist; the search plans its steps so
     that the refinement is within the budget, too. The retrieval prior has the frequency prior in
     it, which it falls back on."""
-    search = with_shortlist(with_atlas(budget, usual)) | REFINE
+    search = with_shortlist(with_atlas(budget, usual)) | NEIGHBOURS | REFINE
     return search | strength(usual) | weight(usual)
 
 
 SCREEN = {"screen": True}
+NEIGHBOURS = {"neighbours": 16}
 REFINE = {"refine": 1}
 LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
 
@@ -121,6 +122,9 @@ METHODS: dict[str, Method] = {
         FREQUENCY, lambda n, u: beam(n, u) | strength(u) | weight(u)
     ),
     "beam + retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | strength(u)),
+    "beam + retrieval + neighbours": Method(
+        RETRIEVAL, lambda n, u: beam(n, u) | NEIGHBOURS | strength(u)
+    ),
     "beam + atlas": Method(UNIFORM, with_atlas),
     "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
     "beam + screening": Method(UNIFORM, lambda n, u: beam(n, u) | SCREEN),

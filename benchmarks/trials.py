@@ -140,6 +140,8 @@ class Trials:
         settings = pipeline if defaults else replace(pipeline, defaults={})
         resolved = asdict(settings.settings(**search))
         resolved["atlas"] &= self.has_atlas
+        held = pipeline.prior.held if resolved["prior_strength"] else 0
+        resolved["neighbours"] = min(resolved["neighbours"], held)
         return {
             "search": {
                 name: value

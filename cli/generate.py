@@ -64,6 +64,7 @@ def generate(
     shortlist: o.Shortlist = None,
     shortlist_by: o.ShortlistBy = None,
     screen: o.Screen = False,
+    neighbours: o.Neighbours = None,
     refine: o.Refine = None,
     anneal: o.Anneal = None,
     no_atlas: o.NoAtlas = False,

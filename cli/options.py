@@ -222,6 +222,10 @@ ShortlistBy = Annotated[
 Screen = Annotated[
     bool, option(METHOD, "Decode candidates cheaply first, and only the best in full.", "--screen")
 ]
+Neighbours = Annotated[
+    int | None,
+    option(METHOD, "After the search let N pictures of the prior's bank compete.", metavar="N"),
+]
 Refine = Annotated[
     int | None,
     option(
@@ -275,7 +279,7 @@ Resume = Annotated[
 SAME = (  # options that are called as the setting is
     "search beam candidates samples tokens schedule prior_strength prior_weight rollouts rollout "
     "rollout_score lookahead_steps branch first_step max_children keep complete shortlist "
-    "shortlist_by refine anneal budget time_limit batch_size"
+    "shortlist_by neighbours refine anneal budget time_limit batch_size"
 ).split()
 
 

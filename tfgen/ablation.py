@@ -71,7 +71,8 @@ class Picture:
 class Ablation:
     """A grid of priors, strengths and weights, by which to search for any number of prompts.
 
-    The atlas is not used, since with it a prior proposes no first token.
+    The atlas is not used, since with it a prior proposes no first token; and no neighbours, which
+    are whole pictures of a prior's bank and no proposals.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Ablation:
         for cell in self.cells:
             varied = {"prior_strength": cell.strength, "prior_weight": cell.weight}
             result = self._pipelines[cell.prior].generate(
-                prompt, seed=seed, **{**options, **varied, "atlas": False}
+                prompt, seed=seed, **{**options, **varied, "atlas": False, "neighbours": 0}
             )
             if result.interrupted:
                 raise KeyboardInterrupt

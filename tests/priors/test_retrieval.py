@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.toys import GridTokenizer, ToyPrior, ToyTokenizer
 from tfgen.errors import InputError
-from tfgen.priors import RetrievalPrior
+from tfgen.priors import CombinedPrior, RetrievalPrior
 from tfgen.priors import retrieval as module
 from tfgen.priors.bank import FILE_NAME, Bank
 from tfgen.priors.frequency import FILE_NAME as FREQUENCY_FILE
@@ -224,3 +224,16 @@ def test_a_bank_of_another_tokenizer_or_verifier_is_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match="is stale: it was made with the verifier"):
         prior.for_verifier(lambda: "w")
     assert prior.for_verifier(lambda: "w", wanted=False) is prior.behind
+
+
+def test_nearest_are_the_pictures_of_the_bank_that_score_best() -> None:
+    assert make().held == 5
+    assert make().nearest(2, similarity).tolist() == SEQUENCES[[0, 2]].tolist()
+    assert len(make().nearest(9, similarity)) == 5
+    assert behind().held == 0 and behind().nearest(2, similarity).shape == (0, TOKENS)
+
+
+def test_a_combined_prior_has_the_nearest_of_its_parts() -> None:
+    both = CombinedPrior([behind(), make()])
+    assert both.held == 5
+    assert both.nearest(2, similarity).tolist() == SEQUENCES[[0, 2]].tolist()

@@ -62,6 +62,18 @@ class Prior(ABC):
         """What beside its name tells this prior from others of its kind, for the recipe."""
         return {}
 
+    @property
+    def held(self) -> int:
+        """How many whole pictures it holds, as `nearest` gives them; most hold none."""
+        return 0
+
+    def nearest(self, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Int64[n, num_tokens]: of the pictures that it holds, the `count` that score best, or all.
+
+        score: picture embeddings of the verifier, Float[M, d] -> Float32[M].
+        """
+        return torch.empty(0, self.num_tokens, dtype=torch.int64)
+
     @abstractmethod
     def log_probs(self, prefixes: Tensor) -> Tensor:
         """Int64[B, k] -> Float32[B, vocab_size], normalised log p of the next token; k may be 0.

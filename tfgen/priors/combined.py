@@ -64,6 +64,16 @@ class CombinedPrior(Prior):
         told = {part.name: part.options() for part in self.parts}
         return {name: options for name, options in told.items() if options}
 
+    @property
+    def held(self) -> int:
+        return sum(part.held for part in self.parts)
+
+    def nearest(self, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the parts' nearest, those of the first part first: scores of two banks are of two
+        roundings."""
+        found = [part.nearest(count, score)[:, : self.num_tokens] for part in self.parts]
+        return torch.cat(found)[:count]
+
     def log_probs(self, prefixes: Tensor) -> Tensor:
         logs = [part.log_probs(prefixes).cpu() for part in self.parts]
         return torch.stack(logs).mean(dim=0).log_softmax(dim=1)

@@ -115,13 +115,24 @@ class RetrievalPrior(Prior):
 
     def condition(self, prompt: str, similarity: Callable[[Tensor], Tensor]) -> RetrievalPrior:
         """The prior with the neighbours of this prompt."""
-        logits = self.bank.map_embeddings(lambda part: similarity(part.to(self.device)))
-        best = logits.float().topk(min(NEIGHBOURS, len(self.bank)))
+        best = self._best(NEIGHBOURS, similarity)
         prior = copy.copy(self)
         prior.neighbours = self.bank.tokens(best.indices)
         prior.weights = (SHARPNESS * best.values).softmax(dim=0)
         prior._expected = prior._leave_one_out()
         return prior
+
+    @property
+    def held(self) -> int:
+        return len(self.bank)
+
+    def nearest(self, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.bank.tokens(self._best(count, score).indices)
+
+    def _best(self, count: int, score: Callable[[Tensor], Tensor]) -> torch.return_types.topk:
+        """The `count` best of the bank, or all, by a score of their embeddings."""
+        scores = self.bank.map_embeddings(lambda part: score(part.to(self.device)))
+        return scores.float().topk(min(count, len(self.bank)))
 
     def log_probs(self, prefixes: Tensor) -> Tensor:
         r = self.weights.expand(len(prefixes), -1)  # [B, M]

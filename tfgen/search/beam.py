@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from tfgen.search.completion import complete_beam
+from tfgen.search.neighbours import add_neighbours
 from tfgen.search.records import SearchResult
 from tfgen.search.refinement import refine
 from tfgen.search.screening import check_screening, screened
@@ -53,6 +54,7 @@ def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchRes
         for length in trail.ahead():
             pool = candidates(trail, length)
             trail.rank(pool, rollouts=roll_out(pool))
+        add_neighbours(trail)
         complete_beam(trail)
         refine(trail)
     return trail.result()

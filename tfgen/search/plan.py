@@ -25,7 +25,7 @@ class Plan:
     """What each step of a search wants, and what it gets of what is left.
 
     wants: decodes of each step, in order, if no candidate comes up twice. Stages that follow the
-    search (completion, refinement) append theirs, so that it leaves them their share.
+    search (neighbours, completion, refinement) append theirs, so that it leaves them their share.
     """
 
     def __init__(
@@ -51,8 +51,9 @@ class Plan:
         self.samples = settings.samples or sum(self.wants)
         if settings.search == "best-of-n":
             self.wants = [min(ROUND, self.samples - made) for made in range(0, self.samples, ROUND)]
-        elif settings.complete:
-            self.wants.append(settings.beam)
+        else:
+            self.wants += [settings.neighbours] if settings.neighbours else []
+            self.wants += [settings.beam] if settings.complete else []
         positions = (num_tokens if settings.complete else lengths[-1]) - start.shape[1]
         each = min(REFINED, settings.beam) * min(settings.candidates, vocab_size - 1)
         self.wants += settings.refine * positions * [each]

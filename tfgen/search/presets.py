@@ -12,6 +12,7 @@ SOTO: dict[str, Any] = {
     "branch": "all",
     "prior_strength": 0.0,  # its uniform prior
     "prior_weight": 0.0,
+    "neighbours": 0,
     "max_children": None,  # one parent may take all places
     "atlas": False,
 }

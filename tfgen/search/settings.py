@@ -31,6 +31,7 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "complete": ("beam", "lookahead"),
     "shortlist": ("beam",),
     "screen": ("beam",),
+    "neighbours": ("beam", "lookahead"),
     "refine": ("beam", "lookahead"),
 }
 
@@ -116,6 +117,11 @@ class SearchSettings:
     """Look at drafts of more candidates than are decoded, and decode the best of them. Drafts are
     charged by the tokenizer's `draft_cost`, within what the candidates may cost."""
 
+    neighbours: int = 0
+    """After the search, so many pictures of the prior's bank, those that fit the prompt best by
+    their stored embeddings, compete with what was found. From 0; it is 0 where the prior has no
+    bank, and at λ = 0."""
+
     refine: int = 0
     """After the search, sweeps over the tokens of its best prefixes, each chosen again with all
     others held fixed. From 0."""
@@ -144,7 +150,7 @@ class SearchSettings:
                 raise unknown(name, value, choices)
         for name in ("beam", "candidates", "rollouts"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("refine", "shortlist"):
+        for name in ("refine", "shortlist", "neighbours"):
             whole_number(name, getattr(self, name), 0)
         optional = {"tokens": 1, "max_children": 1, "samples": 1, "lookahead_steps": 0}
         optional |= {"budget": 1, "batch_size": 1}

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
@@ -77,6 +77,8 @@ class Trail:
         `search`."""
         self.started = time.perf_counter()
         self.target, self.tokenizer, self.prior, self.verifier = target, tokenizer, prior, verifier
+        held = prior.held if settings.prior_strength else 0  # at λ = 0 the prior is not asked
+        settings = replace(settings, neighbours=min(settings.neighbours, held))
         self.settings, self.callback = settings, callback
         self.seed = whole_number("seed", seed, 0, 2**63 - 1)
         self.generator = torch.Generator().manual_seed(self.seed)
