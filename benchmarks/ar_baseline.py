@@ -30,6 +30,7 @@ from .harness import Parser, Report, Row, Task, current
 from .methods import (
     FREQUENCY,
     LOOKAHEAD,
+    NEIGHBOURS,
     RETRIEVAL,
     UNIFORM,
     Method,
@@ -60,6 +61,9 @@ ARMS: dict[str, Method] = {
     "beam, frequency": Method(FREQUENCY, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
     "best-of-N, retrieval": Method(RETRIEVAL, lambda n, u: best_of(n, u) | SAMPLED),
     "beam, retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
+    "beam, retrieval, neighbours": Method(
+        RETRIEVAL, lambda n, u: beam(n, u) | SAMPLED | weight(u) | NEIGHBOURS
+    ),
     "beam, retrieval, atlas": Method(
         RETRIEVAL, lambda n, u: with_atlas(n, u) | SAMPLED | weight(u)
     ),
@@ -212,6 +216,8 @@ def _right(point: Point) -> float:
 
 def draw(points: Sequence[Point], figure: Any) -> None:
     """Right pictures against decodes and against seconds; the trained model's arms dashed."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure.set_size_inches(11, 5.5)
     panels = figure.subplots(1, 2, sharey=True)
     names = list(dict.fromkeys(point[0] for point in points))
@@ -234,6 +240,9 @@ def draw(points: Sequence[Point], figure: Any) -> None:
                 label=name,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("right pictures, by the judge")
     panels[0].set_xlabel("cost in full decodes")
