@@ -185,4 +185,5 @@ def test_each_arm_is_searched_with_its_own_prior(
         "beam, frequency": ("frequency", "beam"),
         "best-of-N, retrieval": ("retrieval", "best-of-n"),
         "beam, retrieval": ("retrieval", "beam"),
+        "beam, retrieval, neighbours": ("retrieval", "beam"),
     }
