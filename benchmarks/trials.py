@@ -28,6 +28,7 @@ from tfgen.judge import Judge
 from tfgen.pipeline import SCORES, Pipeline, PromptWarning, find_device, render
 from tfgen.priors import PRIORS
 from tfgen.search import EmbeddingSource, SearchSettings
+from tfgen.search.plan import usable_neighbours
 from tfgen.spriteeval import Metadata
 from tfgen.spriteeval.scoring import Share, judge_picture, share
 
@@ -138,10 +139,9 @@ class Trials:
         pipeline = self.with_prior(prior)
         own = SearchSettings()
         settings = pipeline if defaults else replace(pipeline, defaults={})
-        resolved = asdict(settings.settings(**search))
+        found = settings.settings(**search)
+        resolved = asdict(found) | {"neighbours": usable_neighbours(found, pipeline.prior)}
         resolved["atlas"] &= self.has_atlas
-        held = pipeline.prior.held if resolved["prior_strength"] else 0
-        resolved["neighbours"] = min(resolved["neighbours"], held)
         return {
             "search": {
                 name: value

@@ -114,6 +114,11 @@ def start_prefixes(settings: SearchSettings, tokenizer: Tokenizer) -> Tensor:
     return rows.to(tokenizer.device)
 
 
+def usable_neighbours(settings: SearchSettings, prior: Prior) -> int:
+    """The neighbours that a search with this prior can have: at λ = 0 a prior is not asked."""
+    return min(settings.neighbours, prior.held) if settings.prior_strength else 0
+
+
 def step_lengths(
     settings: SearchSettings, tokenizer: Tokenizer, prior: Prior, start: int
 ) -> list[int]:

@@ -26,7 +26,7 @@ from tfgen.search.evaluator import (
     TimeExhausted,
 )
 from tfgen.search.journal import decode_state
-from tfgen.search.plan import Plan, start_prefixes, step_lengths
+from tfgen.search.plan import Plan, start_prefixes, step_lengths, usable_neighbours
 from tfgen.search.ranking import best_picture, rank_pool
 from tfgen.search.recorder import Recorder
 from tfgen.search.records import SearchResult, Step, Stopped
@@ -77,8 +77,7 @@ class Trail:
         `search`."""
         self.started = time.perf_counter()
         self.target, self.tokenizer, self.prior, self.verifier = target, tokenizer, prior, verifier
-        held = prior.held if settings.prior_strength else 0  # at λ = 0 the prior is not asked
-        settings = replace(settings, neighbours=min(settings.neighbours, held))
+        settings = replace(settings, neighbours=usable_neighbours(settings, prior))
         self.settings, self.callback = settings, callback
         self.seed = whole_number("seed", seed, 0, 2**63 - 1)
         self.generator = torch.Generator().manual_seed(self.seed)
