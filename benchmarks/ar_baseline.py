@@ -28,13 +28,13 @@ from tfgen.spriteeval.scoring import Share
 from . import harness
 from .harness import Parser, Report, Row, Task, current
 from .methods import (
+    AS_IS,
     FREQUENCY,
     LOOKAHEAD,
     NEIGHBOURS,
     RETRIEVAL,
     UNIFORM,
     Method,
-    Settings,
     Usual,
     beam,
     best_of,
@@ -49,24 +49,21 @@ FULL_BUDGETS = (64, 256, 1024)
 SPLIT = "dev"
 AR = "autoregressive"
 NEAREST = "nearest"
-SAMPLED: Settings = {"prior_strength": 1.0}  # drawn from the prior as it is
 
 ARMS: dict[str, Method] = {
-    "AR sample": Method(AR, lambda n, u: best_of(n, u) | SAMPLED | {"tokens": None}, only=1),
-    "AR + best-of-N": Method(AR, lambda n, u: best_of(n, u) | SAMPLED),
-    "AR + beam": Method(AR, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
-    "AR + lookahead": Method(AR, lambda n, u: beam(n, u) | SAMPLED | weight(u) | LOOKAHEAD),
+    "AR sample": Method(AR, lambda n, u: best_of(n, u) | AS_IS | {"tokens": None}, only=1),
+    "AR + best-of-N": Method(AR, lambda n, u: best_of(n, u) | AS_IS),
+    "AR + beam": Method(AR, lambda n, u: beam(n, u) | AS_IS | weight(u)),
+    "AR + lookahead": Method(AR, lambda n, u: beam(n, u) | AS_IS | weight(u) | LOOKAHEAD),
     NEAREST: Method(RETRIEVAL, lambda n, u: {}, only=1),
     "beam, uniform": Method(UNIFORM, beam),
-    "beam, frequency": Method(FREQUENCY, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
-    "best-of-N, retrieval": Method(RETRIEVAL, lambda n, u: best_of(n, u) | SAMPLED),
-    "beam, retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | SAMPLED | weight(u)),
+    "beam, frequency": Method(FREQUENCY, lambda n, u: beam(n, u) | AS_IS | weight(u)),
+    "best-of-N, retrieval": Method(RETRIEVAL, lambda n, u: best_of(n, u) | AS_IS),
+    "beam, retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | AS_IS | weight(u)),
     "beam, retrieval, neighbours": Method(
-        RETRIEVAL, lambda n, u: beam(n, u) | SAMPLED | weight(u) | NEIGHBOURS
+        RETRIEVAL, lambda n, u: beam(n, u) | AS_IS | weight(u) | NEIGHBOURS
     ),
-    "beam, retrieval, atlas": Method(
-        RETRIEVAL, lambda n, u: with_atlas(n, u) | SAMPLED | weight(u)
-    ),
+    "beam, retrieval, atlas": Method(RETRIEVAL, lambda n, u: with_atlas(n, u) | AS_IS | weight(u)),
 }
 
 

@@ -1,8 +1,9 @@
 """The searches that are compared at equal cost, as data: name -> settings for a budget of decodes.
 
 Prompt-blind baselines first, then SoTo's searches, then ours, each idea alone on the same plain
-beam and all of them together. All have the model's own number of tokens, one a step; where a prior
-is used, with the model's own strength λ and weight w.
+beam and all of them together. All have the model's own number of tokens, one a step. A prior is
+taken as it is (λ = 1), so that only the search differs; `together`, like the default, has the
+model's own strength λ and weight w.
 """
 
 from __future__ import annotations
@@ -76,10 +77,6 @@ def beam(budget: int, usual: Usual) -> Settings:
     return plain(usual) | shape(budget, usual)
 
 
-def strength(usual: Usual) -> Settings:
-    return {"prior_strength": usual.strength}
-
-
 def weight(usual: Usual) -> Settings:
     return {"prior_weight": usual.weight}
 
@@ -99,9 +96,10 @@ def together(budget: int, usual: Usual) -> Settings:
     that the refinement is within the budget, too. The retrieval prior has the frequency prior in
     it, which it falls back on."""
     search = with_shortlist(with_atlas(budget, usual)) | NEIGHBOURS | REFINE
-    return search | strength(usual) | weight(usual)
+    return search | {"prior_strength": usual.strength} | weight(usual)
 
 
+AS_IS = {"prior_strength": 1.0}
 SCREEN = {"screen": True}
 NEIGHBOURS = {"neighbours": 16}
 REFINE = {"refine": 1}
@@ -110,20 +108,16 @@ LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
 METHODS: dict[str, Method] = {
     "random": Method(UNIFORM, best_of, only=1),
     "best-of-n": Method(UNIFORM, best_of),
-    "best-of-n, frequency": Method(FREQUENCY, lambda n, u: best_of(n, u) | strength(u)),
+    "best-of-n, frequency": Method(FREQUENCY, lambda n, u: best_of(n, u) | AS_IS),
     "SoTo beam": Method(UNIFORM, soto),
-    "SoTo beam, frequency": Method(FREQUENCY, lambda n, u: soto(n, u) | strength(u)),
-    "SoTo lookahead, frequency": Method(
-        FREQUENCY, lambda n, u: soto(n, u) | LOOKAHEAD | strength(u)
-    ),
+    "SoTo beam, frequency": Method(FREQUENCY, lambda n, u: soto(n, u) | AS_IS),
+    "SoTo lookahead, frequency": Method(FREQUENCY, lambda n, u: soto(n, u) | LOOKAHEAD | AS_IS),
     "beam": Method(UNIFORM, beam),
-    "beam + frequency": Method(FREQUENCY, lambda n, u: beam(n, u) | strength(u)),
-    "beam + frequency + typicality": Method(
-        FREQUENCY, lambda n, u: beam(n, u) | strength(u) | weight(u)
-    ),
-    "beam + retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | strength(u)),
+    "beam + frequency": Method(FREQUENCY, lambda n, u: beam(n, u) | AS_IS),
+    "beam + frequency + typicality": Method(FREQUENCY, lambda n, u: beam(n, u) | AS_IS | weight(u)),
+    "beam + retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | AS_IS),
     "beam + retrieval + neighbours": Method(
-        RETRIEVAL, lambda n, u: beam(n, u) | NEIGHBOURS | strength(u)
+        RETRIEVAL, lambda n, u: beam(n, u) | NEIGHBOURS | AS_IS
     ),
     "beam + atlas": Method(UNIFORM, with_atlas),
     "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
