@@ -1,6 +1,6 @@
 """Where does training-free search beat a trained autoregressive model, and where does it not?
 
-    python -m benchmarks.ar_baseline                                 # ten minutes on two cores
+    python -m benchmarks.ar_baseline                                 # two minutes on two cores
     python -m benchmarks.ar_baseline --full -o benchmarks/results    # hours; stop and go on at will
     python -m benchmarks.ar_baseline --arms "AR sample" nearest --prompts 160 --report
 

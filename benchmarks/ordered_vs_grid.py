@@ -1,6 +1,6 @@
 """Do ordered tokens make search pay more than grid tokens?
 
-    python -m benchmarks.ordered_vs_grid                                 # ten minutes on two cores
+    python -m benchmarks.ordered_vs_grid                                 # a minute on two cores
     python -m benchmarks.ordered_vs_grid --full -o benchmarks/results    # hours; stop and go on
 
 The controlled experiment of "(1D) Ordered Tokens Enable Efficient Test-Time Search" (arXiv

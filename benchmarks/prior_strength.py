@@ -1,6 +1,6 @@
 """What is a prior worth at fixed decodes, by its strength λ and its weight w in the ranking?
 
-    python -m benchmarks.prior_strength                                 # ten minutes on two cores
+    python -m benchmarks.prior_strength                                 # two minutes on two cores
     python -m benchmarks.prior_strength --full -o benchmarks/results    # hours; stop and go on
     python -m benchmarks.prior_strength --priors unigram frequency --strengths 0 1 4 --decodes 1024
 

@@ -1,6 +1,6 @@
 """What do a right picture and a high score cost in decodes, by each search?
 
-    python -m benchmarks.search_cost                                 # ten minutes on two cores
+    python -m benchmarks.search_cost                                 # four minutes on two cores
     python -m benchmarks.search_cost --full -o benchmarks/results    # days; stop and go on at will
     python -m benchmarks.search_cost --methods "SoTo beam" default --budgets 64 1024 --prompts 40
 

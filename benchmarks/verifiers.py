@@ -1,6 +1,6 @@
 """Where does a verifier's score go on rising while the judge no longer follows?
 
-    python -m benchmarks.verifiers                                 # ten minutes on two cores
+    python -m benchmarks.verifiers                                 # six minutes on two cores
     python -m benchmarks.verifiers --full -o benchmarks/results    # hours; stop and go on at will
     python -m benchmarks.verifiers --verifiers sprites-clip:cosine ~/my-clip:contrast:5
 
