@@ -77,8 +77,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(
         self, question: str, prompts: int, seeds: int, full: tuple[int | None, int] = (None, 3)
     ) -> None:
-        """prompts, seeds: how many there are by default, in a run of ten minutes at most; full: with
-        --full, where None is all prompts."""
+        """prompts, seeds: how many there are by default, in a run of at most ten minutes; full:
+        with --full, where None is all prompts."""
         super().__init__(description=question, allow_abbrev=False)
         add = self.add_argument
         add("-o", "--output", type=Path, default=Path("results"), metavar="DIR",
