@@ -135,17 +135,22 @@ def report(rows: list[Row]) -> Report:
 
 
 def savings(groups: dict[tuple[str, int], list[Row]], than: str = "SoTo beam") -> list[str]:
-    """For each method, the first of its budgets with the verifier score that SoTo's beam has with
-    its largest: a sentence, where that is for fewer decodes.
+    """For each method, the first of its budgets with the best verifier score that SoTo's beam has
+    at any: a sentence, where that is for fewer decodes.
 
     On the prompts and seeds that both have been given.
     """
-    goals = [budget for name, budget in groups if name == than]
+    scores = {
+        budget: average(rows, "verifier_score").value
+        for (name, budget), rows in groups.items()
+        if name == than
+    }
+    best = max(scores, key=lambda budget: scores[budget], default=None)
     notes = []
     for name, budget in sorted(groups, key=lambda key: key[1]):
-        if not goals or name == than or any(note.startswith(f"- {name}:") for note in notes):
+        if best is None or name == than or any(note.startswith(f"- {name}:") for note in notes):
             continue
-        mine, theirs = common(groups[name, budget], groups[than, max(goals)])
+        mine, theirs = common(groups[name, budget], groups[than, best])
         if not mine:
             continue
         score, goal = (average(rows, "verifier_score").value for rows in (mine, theirs))
@@ -156,7 +161,7 @@ def savings(groups: dict[tuple[str, int], list[Row]], than: str = "SoTo beam") -
                 note += f"; right {shown(accuracy(mine))} against {shown(accuracy(theirs))}"
             notes.append(note)
     if notes:
-        head = f"The verifier score of {than} at a budget of {max(goals):,} is reached by"
+        head = f"The verifier score of {than} at a budget of {best:,} is reached by"
         return [head, "\n".join(sorted(notes))]
     return []
 
