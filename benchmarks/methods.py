@@ -99,7 +99,7 @@ def together(budget: int, usual: Usual) -> Settings:
     return search | {"prior_strength": usual.strength} | weight(usual)
 
 
-AS_IS = {"prior_strength": 1.0}
+AS_IS = {"prior_strength": 1.0}  # drawn from the prior as it is
 SCREEN = {"screen": True}
 NEIGHBOURS = {"neighbours": 16}
 REFINE = {"refine": 1}
