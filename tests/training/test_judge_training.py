@@ -10,10 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.toy_judge import CONFIG, OTHER_CLASS, SIZE, judge_model, make_judge_world
+from tests.toy_judge import (
+    CONFIG,
+    OTHER_CLASS,
+    SIZE,
+    judge_model,
+    make_judge_world,
+    write_judge,
+)
 from tests.toy_world import CAR, CAT, FOX, SPECS, shapes
+from tfgen.errors import InputError
 from tfgen.judge import Judge, Thresholds
-from tfgen.judge_model import Answers, cell_centres
+from tfgen.judge_model import Answers, JudgeModel, cell_centres
 from tfgen.training import judge, judge_scenes
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import load_config
@@ -378,6 +386,39 @@ def test_evaluation_counts_what_is_right(world: JudgeWorld) -> None:
     amiss.objects = (pictures.objects + 1) % OTHER_CLASS
     found = judge.evaluate(Knowing(), amiss, OTHER_CLASS)
     assert found["object"] == 0.0 and found["background"] < 0.5 and found["count"] == 1.0
+
+
+# ---- a judge that begins with another
+
+
+def test_a_judge_begins_with_what_one_of_fewer_objects_knows(
+    world: JudgeWorld, tmp_path: Path
+) -> None:
+    known = judge_model().eval()
+    judge.export(known, world, None, tmp_path, scenes=2)
+    known = Judge.load(tmp_path).model
+    more = JudgeModel(replace(known.cfg, objects=known.cfg.objects + 3)).eval()
+    judge.begin_with(more, str(tmp_path))
+    images = world.paint(world.sample(2, seeded()), seeded()).images
+    with torch.no_grad():
+        was, now = known(images), more(images)
+    for name in ("centre", "colours", "reach", "background"):
+        assert torch.allclose(getattr(now, name), getattr(was, name), atol=1e-5), name
+    both = [*range(OTHER_CLASS), -1]
+    assert torch.allclose(now.objects[..., both], was.objects, atol=1e-5)
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_training_begins_with_the_judge_that_the_config_names(
+    world: JudgeWorld, tmp_path: Path
+) -> None:
+    known = write_judge(tmp_path / "known")
+    config = CONFIG | {"start": str(known), "peak_lr": 0.0}
+    trained = judge.train(config, tmp_path / "run", world, until=1)
+    theirs = Judge.load(known).model.state_dict()
+    assert max((v - theirs[k]).abs().max() for k, v in trained.state_dict().items()) < 2e-3
+    with pytest.raises(InputError, match="'sprites-judge' has another network than the config"):
+        judge.train(CONFIG | {"start": "sprites-judge"}, tmp_path / "other", world)
 
 
 # ---- what is written

@@ -206,6 +206,24 @@ def test_a_recipe_killed_after_every_stage_goes_on(
     assert differing(kitchen, cooked) == []
 
 
+def test_stages_by_name_give_the_same_models_as_all_at_once(
+    cooked: Kitchen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kitchen = Kitchen(tmp_path)
+    assert kitchen.cook("--stages", "judge,grid_prior") == 2
+    assert "The stage judge needs tokenizer, not done yet" in capsys.readouterr().err
+    assert kitchen.cook("--stages", "grid_prior, grid") == 0
+    assert "The stages grid, grid_prior are done." in capsys.readouterr().out
+    assert kitchen.cook("--stages", "tokenizer") == 0
+    assert kitchen.cook("--stages", "judge", "--minutes", "0") == OUT_OF_TIME
+    for _ in range(2):
+        assert kitchen.cook("--stages", "judge") == 0
+    assert kitchen.cook() == 0
+    assert differing(kitchen, cooked) == []
+    assert kitchen.cook("--stages", "gird") == 2
+    assert "no stage 'gird'; did you mean 'grid'?" in capsys.readouterr().err
+
+
 def test_what_is_done_is_not_done_again(
     kitchen: Kitchen, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +336,17 @@ def test_every_tier_has_its_configs(tier: str) -> None:
     for name, config in configs.items():
         assert set(small[name]) <= set(config), name
         assert set(config) <= set(small[name]) | {"free", "held_out", "bf16"}, name
+
+
+def test_a_cpus_configs_are_of_the_medium_tier_in_the_packaged_models_sizes() -> None:
+    configs = recipe.Book(Path("nowhere"), "medium", recipe.CONFIGS / "cpu").configs
+    small = recipe.Book(Path("nowhere"), "small", recipe.CONFIGS).configs
+    for name, config in configs.items():
+        assert set(config) - {"start", "held_out", "bf16"} <= set(small[name]), name
+        for sizes in ("model", "width", "widths", "neck"):
+            assert config.get(sizes) == small[name].get(sizes), name
+    starts = {name: config["start"] for name, config in configs.items() if "start" in config}
+    assert starts == {"tokenizer": "sprites", "judge": "sprites-judge"}
 
 
 def test_the_networks_of_the_full_tier_leave_room_for_its_tables_in_40_megabytes() -> None:

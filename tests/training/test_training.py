@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -143,6 +144,29 @@ def test_a_trained_tokenizer_is_judged_and_written_as_the_package_loads_it(
     assert same > 0.9  # stored in half precision
     shown = trainer.decode(trainer.fsq.to_codes(tokens), 5)
     assert torch.allclose(loaded.decode(tokens[:, :5]), shown.clamp(0, 1), atol=0.02)
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_tokenizer_begins_with_the_networks_of_one_of_fewer_objects(
+    small: World, tmp_path: Path
+) -> None:
+    first = tokenizer.train(TOKENIZER, tmp_path / "first", "cpu", small, until=2)
+    tokenizer.export(first, tmp_path / "known")
+    other = TOKENIZER | {"seed": 9, "peak_lr": 0.0}
+    config = other | {"start": str(tmp_path / "known")}
+    second = tokenizer.train(config, tmp_path / "second", "cpu", small, until=1)
+    assert apart(weights(first.model), weights(second.model)) < 2e-3  # packed in float16 between
+    anew = tokenizer.train(other, tmp_path / "anew", "cpu", small, until=1)
+    assert apart(weights(first.model), weights(anew.model)) > 0.1
+    # What begins with another goes on from its own checkpoint, not from that other again.
+    shutil.rmtree(tmp_path / "known")
+    tokenizer.train(config, tmp_path / "second", "cpu", small, until=2)
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_tokenizer_does_not_begin_with_other_networks(small: World, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'sprites' has other networks than the config"):
+        tokenizer.train(TOKENIZER | {"start": "sprites"}, tmp_path, "cpu", small)
 
 
 def test_half_of_the_scenes_keep_a_short_prefix_and_a_fifth_all_tokens(small: World) -> None:

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tfgen import hub
+from tfgen.errors import InputError
 from tfgen.judge import MIXED as MIXED_WORD
 from tfgen.judge import OTHER, WEIGHTS_FILE, Judge, Seen, Thresholds, shared
 from tfgen.judge_model import Answers, JudgeConfig, JudgeModel, cell_centres
@@ -204,6 +205,28 @@ def _drawn(step: int) -> list[np.ndarray]:
     return [getattr(pictures, f).numpy() for f in Pictures.__dataclass_fields__]
 
 
+def begin_with(model: JudgeModel, name: str) -> None:
+    """Give the network the weights of a judge of the same sizes that knows the first of its
+    objects: a packaged one's name, or a folder. Raises InputError where the sizes differ."""
+    packaged = hub.WEIGHTS / name
+    known = Judge.load(packaged if packaged.is_dir() else name).model
+    few, many = known.cfg.objects, model.cfg.objects
+    if replace(known.cfg, objects=many) != model.cfg or few > many:
+        raise InputError(
+            f"The judge {name!r} has another network than the config asks for: give the config its "
+            'sizes, or take out the config\'s "start".'
+        )
+    for (key, own), theirs in zip(
+        model.state_dict().items(), known.state_dict().values(), strict=True
+    ):
+        if key in ("cells.weight", "cells.bias"):
+            # Centre, objects, other, colours, reach: those objects that only this judge knows lie
+            # before "other", which is number `few` of the known one.
+            own[:few], own[many:] = theirs[:few], theirs[few:]
+        else:
+            own.copy_(theirs)
+
+
 def train(
     config: dict,
     folder: Path,
@@ -233,6 +256,9 @@ def train(
         model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
     training = Training(model, optimiser, config, folder, until, deadline)
+    if training.start == 0 and config.get("start"):
+        begin_with(model, config["start"])
+        training.forget_average()
 
     def draw(step: int) -> Pictures:
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)

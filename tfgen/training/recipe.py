@@ -12,7 +12,9 @@ The models come out in the layout of tfgen/weights: the folders sprites, sprites
 and sprites-grid under --out, for `--model FOLDER` and `--verifier FOLDER`. Beside them the folder
 stages/NAME holds a stage's state.json, its log and, until it is finished, its checkpoint. Stages
 hand over by their exported files alone, so that another machine goes on from these; only a stage
-in the middle needs its checkpoint.
+in the middle needs its checkpoint. On a CPU, `--stages clip,judge` lets calls for different stages
+run side by side, one a core, and `--configs tfgen/training/configs/cpu` holds smaller ones for the
+tier medium, which begin with the packaged models of the tier small.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 from torch import Tensor
 
 from tfgen import hub
-from tfgen.errors import InputError, TfgenError
+from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.training.common import OUT_OF_TIME, TimeUp, deadline_in
 from tfgen.training.objects import TIERS, load_objects
 from tfgen.training.sprites import HOW_TO_BRING_SPRITES, load_sprites, read_sprites
@@ -85,6 +87,10 @@ class Book:
                 f"are there now: delete {str(self.folder(stage))!r} to make the stage anew."
             )
         return "digests" in state
+
+    def has(self, name: str) -> bool:
+        """Whether the stage of this name is done."""
+        return "digests" in self.states[name]
 
     def begin(self, stage: Stage) -> None:
         """Note what the stage is made with, unless it has begun already."""
@@ -192,12 +198,32 @@ def gather_sprites(tier: str, file: Path | None, out: Path) -> Tensor:
     return sprites
 
 
-def cook(materials: Materials, book: Book) -> bool:
-    """Work on the stages in order; returns whether all are done, and tells what is left, if not."""
+def choose(names: str | None) -> list[Stage]:
+    """The stages of these names, separated by commas, in the recipe's order; None: all. Raises
+    InputError for an unknown name."""
+    known = {stage.name: stage for stage in STAGES}
+    chosen = list(known) if names is None else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise unknown("stage", name, known)
+    return [stage for stage in STAGES if stage.name in chosen]
+
+
+def cook(materials: Materials, book: Book, stages: Sequence[Stage] = STAGES) -> bool:
+    """Work on these stages in order; returns whether they are done, and tells what is left, if not.
+
+    Raises InputError where one of them needs another that is not done.
+    """
     begun = False  # every call gets on with something, however late it is
-    for number, stage in enumerate(STAGES, 1):
+    for stage in stages:
         if book.is_done(stage):
             continue
+        if lacking := [need for need in stage.needs if not book.has(need)]:
+            raise InputError(
+                f"The stage {stage.name} needs {', '.join(lacking)}, not done yet: finish that "
+                "first, or name it in --stages, too."
+            )
+        number = STAGES.index(stage) + 1
         start, up = time.monotonic(), None
         late = materials.deadline is not None and start >= materials.deadline
         if not (begun and late):
@@ -238,6 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tier", choices=TIERS, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models")
+    parser.add_argument(
+        "--stages", help="only these, separated by commas; calls for others may run beside it"
+    )
     parser.add_argument("--minutes", type=float, help="stop after so many; default: never")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sprites", type=Path, help="file of sprites, where there is no network")
@@ -248,11 +277,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     deadline = deadline_in(args.minutes)
     try:
         check_device(args.device)
+        stages = choose(args.stages)
         torch.set_float32_matmul_precision("high")
         book = Book(args.out, args.tier, args.configs)
         sprites = gather_sprites(args.tier, args.sprites, args.out)
         materials = Materials(args.tier, args.out, args.device, deadline, sprites)
-        if not cook(materials, book):
+        if not cook(materials, book, stages):
             return OUT_OF_TIME
     except TfgenError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -260,6 +290,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: a file could not be read or written ({error}).", file=sys.stderr)
         return 1
+    if len(stages) < len(STAGES):
+        print(f"The stages {', '.join(stage.name for stage in stages)} are done.")
+        return 0
     size = sum(file.stat().st_size for name in MODELS for file in (args.out / name).iterdir())
     print(f"All is done: {size / 1e6:.1f} MB in {', '.join(MODELS)} of {str(args.out)!r}.")
     return 0

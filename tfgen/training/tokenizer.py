@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tfgen import hub
+from tfgen.errors import InputError
 from tfgen.packing import pack
 from tfgen.tokenizers.fsq import FSQ
-from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE
+from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE, SpritesTokenizer
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, compose, paint, place
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
@@ -156,6 +158,18 @@ def export(trainer: TokenizerTrainer, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
+def begin_with(model: SpritesModel, name: str) -> None:
+    """Give the networks the weights of another `sprites` tokenizer of the same sizes, which may
+    know fewer objects: a packaged one's name, or a folder. Raises InputError where sizes differ."""
+    known = hub.load_tokenizer(name, torch.device("cpu"))
+    if not isinstance(known, SpritesTokenizer) or known.model.cfg != model.cfg:
+        raise InputError(
+            f"The tokenizer {name!r} has other networks than the config asks for: give the config "
+            'its sizes, or take out the config\'s "start".'
+        )
+    model.load_state_dict(known.model.state_dict())
+
+
 def train(
     config: dict,
     folder: Path,
@@ -180,6 +194,9 @@ def train(
         trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     training = Training(trainer, optimiser, config, folder, until, deadline)
+    if training.start == 0 and config.get("start"):
+        begin_with(trainer.model, str(config["start"]))
+        training.forget_average()
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
     judged = [1, 2, 3, 4, 6, 8, 12, 16][: cfg.num_tokens]
     for step in training:
