@@ -32,6 +32,7 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="name or folder")
+    parser.add_argument("--judge", type=Path, help="folder (default: the packaged judge)")
     parser.add_argument("--tier", default="small")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("-o", "--output", type=Path, default=Path("results"), metavar="DIR")
@@ -42,7 +43,7 @@ def main() -> None:
     parser.set_defaults(jobs=1)
     args = parser.parse_args()
     tokenizer = hub.load_tokenizer(args.model, torch.device("cpu"))
-    judge = Judge.load()
+    judge = Judge.load(args.judge)
     world = World(args.tier, (tokenizer.image_size,))
     scenes = world.sample(args.scenes, torch.Generator().manual_seed(HELD_OUT_SEED))
     images = world.render(scenes, tokenizer.image_size).images

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tfgen import hub
-from tfgen.judge_prompt import metadata_of, unjudged
-from tfgen.spriteeval import SIX_TASKS, SPLITS, TASKS, load
-from tfgen.spriteeval.prompts import alike, generate
+from tfgen.judge_prompt import CONFIG_FILE, WORDS_FILE, metadata_of, unjudged
+from tfgen.spriteeval import SIX_TASKS, SPLITS, TASKS, load, read
+from tfgen.spriteeval.prompts import a, alike, generate, main
 from tfgen.training.backgrounds import BACKGROUNDS
+from tfgen.training.captions import Captioner
+from tfgen.training.clip import CONTEXT_LENGTH, contrast_words
 from tfgen.training.colours import RAMPS
 from tfgen.training.objects import load_objects
 from tfgen.verifiers.words import WordTokenizer
@@ -135,3 +139,39 @@ def test_free_phrasing_uses_other_words_than_the_tasks() -> None:
         "in outer space",
     ):
         assert any(words in prompt for prompt in free), words
+
+
+@pytest.mark.parametrize("tier", ["medium", "full"])
+def test_a_larger_worlds_prompts_are_written_to_a_folder_and_say_the_truth(
+    tier: str, tmp_path: Path
+) -> None:
+    specs = load_objects(tier)
+    main(["--tier", tier, "-o", str(tmp_path / "prompts")])
+    names = [place.name for place in BACKGROUNDS]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"backgrounds": names}))
+    (tmp_path / WORDS_FILE).write_text(json.dumps(contrast_words(Captioner(specs))))
+    words = WordTokenizer(Captioner(specs).vocabulary(), CONTEXT_LENGTH)
+    for split in SPLITS:
+        written = read(tmp_path / "prompts" / f"{split}.jsonl")
+        assert Counter(entry["tag"] for entry in written) == dict.fromkeys(TASKS, len(specs))
+        for entry in written:
+            prompt = entry["prompt"]
+            assert metadata_of(prompt, tmp_path) | {"tag": entry["tag"]} == entry
+            assert unjudged(prompt, tmp_path) == [] == words.unknown(prompt)
+            assert words.fits(prompt)
+
+
+def test_what_has_a_plural_for_a_name_has_no_article() -> None:
+    assert [a(noun) for noun in ("scissors", "blue scissors", "pair of scissors")] == [
+        "scissors",
+        "blue scissors",
+        "a pair of scissors",
+    ]
+    assert [a(noun) for noun in ("octopus", "wine glass", "orange bus", "fish")] == [
+        "an octopus",
+        "a wine glass",
+        "an orange bus",
+        "a fish",
+    ]
+    prompts = [e["prompt"] for split in generate(load_objects("medium")).values() for e in split]
+    assert not any("chipses" in prompt for prompt in prompts)

@@ -1,9 +1,11 @@
 """How the prompts of SpriteEval were written: once, from a fixed seed, for the tier `small`.
 
     python -m tfgen.spriteeval.prompts    # writes dev.jsonl and test.jsonl beside this file
+    python -m tfgen.spriteeval.prompts --tier medium -o FOLDER    # those of a larger world
 
-Nothing else imports this file; `tfgen.spriteeval.load` reads what it wrote. What makes the prompts
-fair:
+The latter are for `python -m benchmarks.alignment --prompt-file FOLDER/test.jsonl` with models of
+that tier. Nothing else imports this file; `tfgen.spriteeval.load` reads what it wrote. What makes
+the prompts fair:
 
 - Everything is dealt, not drawn: in each split an object comes as often as any other, and so does
   each colour, number, relation and background, up to what the other rules forbid.
@@ -25,17 +27,20 @@ fair:
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tfgen.spriteeval.files import FOLDER, SPLITS
 from tfgen.training.backgrounds import BACKGROUNDS, BackgroundSpec
 from tfgen.training.colours import RAMPS
-from tfgen.training.objects import ObjectSpec, load_objects
+from tfgen.training.objects import TIERS, ObjectSpec, load_objects
 from tfgen.verifiers.words import article, plural
 
 SEED = 1
@@ -304,7 +309,7 @@ class Writer:
     def noun(self, spec: ObjectSpec, many: bool = False) -> str:
         """A synonym, where there is one that means nothing else."""
         synonyms = [word for word in spec.synonyms if word not in NOT_ASKED]
-        if not synonyms:
+        if not synonyms or (many and spec.is_plural):
             return spec.plural if many else spec.name
         word = self.rng.choice(synonyms)
         return plural(word) if many else word
@@ -337,7 +342,16 @@ def thing(spec: ObjectSpec, count: int = 1, **attributes: Any) -> Entry:
 
 
 def a(noun: str) -> str:
-    return f"{article(noun)} {noun}"
+    """With its article, which scissors and french fries have none of (but a pair of scissors)."""
+    several = " of " not in noun and noun.endswith(_plural_names())
+    return noun if several else f"{article(noun)} {noun}"
+
+
+@cache
+def _plural_names() -> tuple[str, ...]:
+    """What a thing is called that has a plural for a name."""
+    names = [word for spec in load_objects() if spec.is_plural for word in spec.words]
+    return tuple(name for name in names if name.endswith("s") and " of " not in name)
 
 
 def alike(one: ObjectSpec, two: ObjectSpec) -> bool:
@@ -370,10 +384,17 @@ def generate(
     return {split: Writer(objects, colours, backgrounds, rng, used).write() for split in SPLITS}
 
 
-def main() -> None:
-    for split, entries in generate(load_objects(TIER)).items():
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tfgen.spriteeval.prompts", description="Write the prompts of SpriteEval."
+    )
+    parser.add_argument("--tier", choices=TIERS, default=TIER)
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="DIR")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for split, entries in generate(load_objects(args.tier)).items():
         lines = [json.dumps(line) + "\n" for line in entries]
-        (FOLDER / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (args.output / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
