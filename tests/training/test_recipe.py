@@ -346,7 +346,7 @@ def test_a_cpus_configs_are_of_the_medium_tier_in_the_packaged_models_sizes() ->
         for sizes in ("model", "width", "widths", "neck"):
             assert config.get(sizes) == small[name].get(sizes), name
     starts = {name: config["start"] for name, config in configs.items() if "start" in config}
-    assert starts == {"tokenizer": "sprites", "judge": "sprites-judge"}
+    assert starts == {"tokenizer": "sprites", "clip": "sprites-clip", "judge": "sprites-judge"}
 
 
 def test_the_networks_of_the_full_tier_leave_room_for_its_tables_in_40_megabytes() -> None:

@@ -256,6 +256,33 @@ def test_training_starts_from_an_exported_verifier(
         torch.testing.assert_close(second.model.state_dict()[name], value, rtol=1e-3, atol=1e-3)
 
 
+def test_a_verifier_begins_with_what_one_of_fewer_words_knows(exported: Path) -> None:
+    known = ClipVerifier.load(exported)
+    own = known.tokenize.words
+    words = WordTokenizer(["aardvark", *own[::-1], "zebra"], known.tokenize.context_length)
+    model = clip.create(words.vocab_size, CLIP["width"]).eval()
+    clip.begin_with(model, words, str(exported))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for text in ("a red fox", "two cats in the snow"):
+            assert words.unknown(text) == []
+            was = known.model.encode_text(known.tokenize([text]))
+            torch.testing.assert_close(model.encode_text(words([text])), was, rtol=0, atol=1e-4)
+        was = known.model.encode_image(images)
+        torch.testing.assert_close(model.encode_image(images), was, rtol=0, atol=1e-4)
+
+
+def test_training_begins_with_the_verifier_that_the_config_names(
+    exported: Path, world: World, tmp_path: Path, unjudged: None
+) -> None:
+    config = CLIP | {"start": str(exported), "peak_lr": 0.0, "seed": 9}
+    begun, _ = clip.train(config, tmp_path / "run", "cpu", world, until=1)
+    for name, value in ClipVerifier.load(exported).model.state_dict().items():
+        torch.testing.assert_close(begun.model.state_dict()[name], value, rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match="sprites-clip"):
+        clip.train(CLIP | {"start": "sprites-clip"}, tmp_path / "other", "cpu", world)
+
+
 def test_failures_are_found_by_a_search_for_the_caption(world: World) -> None:
     torch.manual_seed(0)
     trainer = clip.ClipTrainer(20, 32, world.num_objects, 0.0).eval()

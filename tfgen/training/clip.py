@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tfgen import hub
 from tfgen.hub import load_weights, read_safetensors
 from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
@@ -52,9 +53,10 @@ from tfgen.training.groups import FACTOR_WEIGHTS, GROUP, PAIRS, augment, grouped
 from tfgen.training.negatives import Negatives, embed, odd_ones_out, search_failures
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
+from tfgen.verifiers.clip import WEIGHTS_FILE
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.sprites_tower import SpritesTower
-from tfgen.verifiers.words import WordTokenizer, plural
+from tfgen.verifiers.words import START, WordTokenizer, plural
 
 CONTEXT_LENGTH = 24
 HELD_OUT = 200  # scenes that the model is measured on while it is trained
@@ -239,6 +241,22 @@ def copy_encoder(folder: Path, tower: SpritesTower) -> None:
     tower.hidden.load_state_dict(encoder.head.state_dict())
 
 
+def begin_with(model: nn.Module, words: WordTokenizer, name: str) -> None:
+    """Give the model the weights of another verifier of the same sizes, and the words that both
+    know: a packaged one's name, or a folder. Raises InputError where the sizes differ."""
+    folder = hub.locate(name, "verifier")
+    known = WordTokenizer.load(folder / "vocabulary.json")
+    source = folder / WEIGHTS_FILE
+    tensors = unpack(read_safetensors(source))
+    table = model.token_embedding.weight.detach().clone()
+    theirs = tensors["token_embedding.weight"]
+    if theirs.shape[1] == table.shape[1]:  # or else load_weights says what differs
+        both = [word for word in words.words if word in known.index]
+        ours = [*range(START + 1), *(words.index[word] for word in both), words.end]
+        table[ours] = theirs[[*range(START + 1), *(known.index[w] for w in both), known.end]]
+    load_weights(model, tensors | {"token_embedding.weight": table}, source)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -308,7 +326,8 @@ def train(
 ) -> tuple[ClipTrainer, WordTokenizer]:
     """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights.
 
-    deadline: see Training; raises TimeUp there.
+    A config's "start", a verifier, has precedence over `tower`. deadline: see Training; raises
+    TimeUp there.
     """
     torch.manual_seed(config["seed"])
     captioner = Captioner(world.specs)
@@ -327,11 +346,14 @@ def train(
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
     training = Training(trainer, optimiser, config, folder, until, deadline)
-    if training.start == 0 and tower is not None:
+    if training.start == 0 and config.get("start"):
+        begin_with(trainer.model, words, config["start"])
+        training.forget_average()
+    elif training.start == 0 and tower is not None:
         copy_encoder(tower, trainer.model.visual.trunk)
         training.forget_average()
     if training.start == 0 and model is not None:
-        source = model / "open_clip_model.safetensors"
+        source = model / WEIGHTS_FILE
         load_weights(trainer.model, unpack(read_safetensors(source)), source)
         training.forget_average()
     if training.start == 0 and begin is not None:
@@ -411,7 +433,7 @@ def export(
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half().contiguous() for k, v in trainer.model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
+    save_file(state, folder / WEIGHTS_FILE)
     # Plurals of synonyms are in no caption; those of one word are read as the object's own plural.
     variants = {
         plural(synonym): spec.plural
