@@ -100,7 +100,7 @@ def report(rows: list[Row]) -> Report:
         notes += [
             "Shares of right pictures, by the judge, with 95 % intervals (Wilson's, a prompt's "
             "seeds counted as alike as they are); overall is the mean of GenEval's six tasks.",
-            *judge_notes(),
+            *judge_notes(rows),
         ]
     return Report(columns, table, notes, partial(draw, judged, tags) if judged else None)
 

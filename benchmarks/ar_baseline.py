@@ -187,7 +187,7 @@ def report(rows: list[Row]) -> Report:
         "prior, trained on text. Right: by the judge; 95 % intervals.",
     ]
     if any(point[4] for point in points):
-        notes += [*wins(points), *judge_notes()]
+        notes += [*wins(points), *judge_notes(rows)]
     return Report(columns, table, notes, partial(draw, points))
 
 

@@ -1,6 +1,6 @@
 """How far can the judge be trusted: is it right on true scenes, and does it see through wrong ones?
 
-    python benchmarks/judge.py --scenes 2400 -o benchmarks/results
+    python -m benchmarks.judge --scenes 2400 -o benchmarks/results
 
 On held-out scenes, rendered and as the packaged tokenizer decodes them: how often does the judge
 find right what is there, and how often what is not (one word of the caption swapped)? And how often
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tfgen import hub
 from tfgen.judge import MIXED, OTHER, Judge, Seen, verdict
+from tfgen.judge_prompt import NAME
 from tfgen.spriteeval.scoring import wilson
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.backgrounds import BACKGROUNDS
@@ -33,6 +34,8 @@ from tfgen.training.judge_scenes import MAX_PLACED, OTHERS, JudgeWorld, Placed
 from tfgen.training.judge_scenes import MIXED as MIXED_CLASS
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUT_INDEX, LAYOUTS, Scenes, World
+
+from .trials import folder_print
 
 SEED = HELD_OUT_SEED + 3  # not the scenes of the training log, nor those of the thresholds
 AIMS = {"object": 0.97, "colour": 0.95, "relation": 0.95, "count": 0.93}
@@ -242,7 +245,9 @@ def main() -> None:
     right, wrong = cases(world.world, scenes, random.Random(SEED))
     images = world.world.render(scenes, world.image_size).images
     generator = torch.Generator().manual_seed(SEED + 1)
-    result: dict[str, Any] = {"scenes": args.scenes, "right": {}, "wrong": {}, "misses": {}}
+    folder = args.judge or hub.WEIGHTS / NAME
+    result: dict[str, Any] = {"judge": folder_print(folder), "scenes": args.scenes}
+    result |= {"right": {}, "wrong": {}, "misses": {}}
     for name, pictures in decoded(tokenizer, images):
         seen = look(judge, pictures)
         result["right"][name] = found_right(seen, right)
@@ -266,7 +271,7 @@ def text(result: dict[str, Any]) -> str:
     lines = [
         "# The judge's own accuracy",
         "",
-        f"`python benchmarks/judge.py --scenes {result['scenes']}`: held-out scenes of the sprite "
+        f"`python -m benchmarks.judge --scenes {result['scenes']}`: held-out scenes of the sprite "
         "world, in percent with Wilson's 95 % intervals. Decoded pictures (k tokens) are measured "
         "against the scene that was encoded, so that what the tokenizer gets wrong counts too.",
         "",

@@ -159,7 +159,7 @@ def report(rows: list[Row], models: Mapping[str, str] | None = None) -> Report:
         "top of the picture and grey: that early grid tokens can hardly be scored is the point. "
         "The two tokenizers had as many training pictures, but not the same size: see the model "
         "card.",
-        *(judge_notes() if judged else []),
+        *(judge_notes(rows) if judged else []),
         *(ceilings(models or {}) if judged else []),
         *early(groups),
     ]

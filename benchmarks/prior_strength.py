@@ -191,7 +191,7 @@ def report(rows: list[Row]) -> Report:
         "on the same prompts and seeds, with Student's interval over prompts.",
     ]
     if any(right for right, _ in found.values()):
-        notes += judge_notes()
+        notes += judge_notes(rows)
     return Report(columns, table, notes, partial(draw, found, drawn))
 
 

@@ -128,7 +128,7 @@ def report(rows: list[Row]) -> Report:
         "tasks. 95 % intervals: Wilson's, a prompt's seeds counted as alike as they are, and for "
         "scores Student's over prompts, most of whose width is that prompts differ; all methods "
         "have the same prompts.",
-        *(judge_notes() if judged else []),
+        *(judge_notes(rows) if judged else []),
         *savings(groups),
     ]
     return Report(columns, table, notes, partial(draw, curves))

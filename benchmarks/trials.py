@@ -386,18 +386,24 @@ def by_prompt(rows: Iterable[Row], name: str) -> dict[str, list[Any]]:
     return groups
 
 
-def judge_notes() -> list[str]:
-    """How often the judge itself is right, which bounds what it measures: a sentence for each kind
-    of picture, from benchmarks/results/judge.json."""
-    if not JUDGE_RESULTS.is_file():
-        return ["The judge's own accuracy is not known here: tfgen bench judge measures it."]
-    kinds = read_json(JUDGE_RESULTS)["right"]
-    return [
+def judge_notes(rows: Iterable[Row]) -> list[str]:
+    """How often the judge of these rows is itself right, which bounds what it measures: a sentence
+    for each kind of picture, from benchmarks/results/judge.json where that is of the same judge."""
+    measured = read_json(JUDGE_RESULTS) if JUDGE_RESULTS.is_file() else {}
+    judges = {row["judge"] for row in rows if "judge" in row}
+    notes = [
         f"Of true claims about held-out scenes ({kind}) the judge finds right: "
         + ", ".join(f"{name} {value['share']:.3f}" for name, value in measures.items())
         + " (benchmarks/judge.py)."
-        for kind, measures in kinds.items()
+        for kind, measures in measured.get("right", {}).items()
+        if measured["judge"] in judges
     ]
+    if others := sorted(judges - {measured.get("judge")}):
+        notes.append(
+            f"The own accuracy of the judge {', '.join(others)} is not known here: "
+            "python -m benchmarks.judge --judge FOLDER measures it."
+        )
+    return notes
 
 
 def shown(value: Share) -> str:

@@ -287,7 +287,7 @@ def report(rows: list[Row]) -> Report:
         "its mean over the pictures of its column, in their standard deviations.",
         *kinship(networks, judged),
         *(hacking(groups) if judged else [UNJUDGED]),
-        *(judge_notes() if judged else []),
+        *(judge_notes(rows) if judged else []),
     ]
     return Report(columns, table, notes, partial(draw, groups, networks, judged))
 

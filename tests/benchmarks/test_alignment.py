@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks import alignment, trials
 from tests.benchmarks.conftest import PROMPTS
+from tfgen import hub
 from tfgen.errors import InputError
 from tfgen.image_io import pixel_hash
 from tfgen.pipeline import Pipeline
@@ -129,13 +130,16 @@ def test_without_a_judge_there_are_scores_only(run: Callable, tmp_path: Path) ->
 def test_the_judges_own_accuracy_stands_beside(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "the judge finds right" in run("--prompts", 1)
     path = tmp_path / "judge.json"
     monkeypatch.setattr(trials, "JUDGE_RESULTS", path)
-    assert "tfgen bench judge measures it" in run("--prompts", 1)
+    assert "--judge FOLDER measures it" in run("--prompts", 1)
+    judge = rows(tmp_path)[0]["judge"]
     right = {"rendered": {"object": {"share": 0.98, "low": 0.97, "high": 0.99, "of": 400}}}
-    path.write_text(json.dumps({"right": right}))
+    path.write_text(json.dumps({"judge": judge, "right": right}))
     assert "(rendered) the judge finds right: object 0.980" in run("--prompts", 1)
+    path.write_text(json.dumps({"judge": "another", "right": right}))
+    out = run("--prompts", 1)
+    assert "finds right" not in out and f"the judge {judge} is not known here" in out
 
 
 def test_a_prompt_file_with_unknown_objects_is_refused(
@@ -151,3 +155,9 @@ def test_a_prompt_file_with_unknown_objects_is_refused(
 def test_a_split_and_a_file_are_one_too_many(run: Callable) -> None:
     with pytest.raises(InputError, match="not allowed with"):
         run("--split", "test", "--prompt-file", "x.jsonl")
+
+
+def test_the_packaged_judges_own_accuracy_is_known() -> None:
+    measured = json.loads(trials.JUDGE_RESULTS.read_text())
+    assert measured["judge"] == trials.folder_print(hub.WEIGHTS / "sprites-judge")
+    assert len(trials.judge_notes([measured])) == len(measured["right"])
