@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_cli import Run, files, is_one_sentence, run  # noqa: F401
+from tests.cli.conftest import run  # noqa: F401
+from tests.cli.running import Run, files, is_one_sentence
 from tests.toy_judge import write_judge
 from tests.toy_models import VOCAB, SavedVerifier
 from tests.toys import ToyPrior, ToyTokenizer, ToyVerifier, rugged

@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from tests.test_cli import Run, is_one_sentence
+from tests.cli.running import Run, is_one_sentence
 from tests.tokenizers.flextok_checks import FOLDER, model
 from tfgen import TfgenError, hub
 from tfgen.errors import InputError

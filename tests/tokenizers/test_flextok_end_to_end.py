@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.test_cli import Run, is_one_sentence
+from tests.cli.running import Run, is_one_sentence
 from tests.tokenizers.flextok_checks import FOLDER, model, write_checkpoint
-from tests.verifiers.test_clip import MODEL, write_model
+from tests.verifiers.toy_clip import MODEL, write_model
 from tfgen import InputError, Pipeline, hub, replay
 from tfgen.image_io import load_png, save_png
 from tfgen.priors import FrequencyPrior
