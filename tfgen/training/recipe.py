@@ -188,13 +188,14 @@ def gather_sprites(tier: str, file: Path | None, out: Path) -> Tensor:
     # Not by their bytes: where they are built anew, these may differ in the last bit.
     used = {"tier": tier, "sprites": known, "size": sprites.shape[-1]}
     path = out / "stages" / "recipe.json"
-    if path.exists() and hub.read_json(path) != used:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, used)
+    elif hub.read_json(path) != used:
         raise InputError(
             f"The recipe in {str(out)!r} began with another tier or other sprites: give those, or "
             "another folder as --out."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, used)
     return sprites
 
 

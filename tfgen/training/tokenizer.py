@@ -195,7 +195,7 @@ def train(
     )
     training = Training(trainer, optimiser, config, folder, until, deadline)
     if training.start == 0 and config.get("start"):
-        begin_with(trainer.model, str(config["start"]))
+        begin_with(trainer.model, config["start"])
         training.forget_average()
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
     judged = [1, 2, 3, 4, 6, 8, 12, 16][: cfg.num_tokens]
