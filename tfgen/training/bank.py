@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tfgen.priors.bank import FILE_NAME, Bank
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training.world import World
+from tfgen.training.world import Scenes, World
 from tfgen.verifiers.clip import ClipVerifier
 
 SEED = 8
@@ -70,14 +70,18 @@ def build(
     `path`. progress: called with the parts done and all parts, once a part is saved."""
 
     def pictures(part: int) -> Tensor:
-        drawn = world.sample(BATCH, torch.Generator().manual_seed(SEED * 1_000_003 + part))
-        return world.render(drawn, tokenizer.image_size).images
+        return world.render(scenes_of(world, part), tokenizer.image_size).images
 
     parts = -(-scenes // BATCH)
     source = {"world": tier, "seed": SEED, "scenes": parts * BATCH, "pairs": world.pairs}
     if world.free:
         source["free"] = world.free
     return Bank.build(pictures, parts, tokenizer, verifier, path, source=source, progress=progress)
+
+
+def scenes_of(world: World, part: int) -> Scenes:
+    """The scenes of a part, BATCH of them."""
+    return world.sample(BATCH, torch.Generator().manual_seed(SEED * 1_000_003 + part))
 
 
 if __name__ == "__main__":
