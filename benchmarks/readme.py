@@ -1,6 +1,6 @@
-"""Write the README's tables from the files under benchmarks/results/, so that they equal them.
+"""Write the documents' tables from the files under benchmarks/results/, so that they equal them.
 
-    python -m benchmarks.readme            # rewrites the blocks of README.md
+    python -m benchmarks.readme            # rewrites the blocks of README.md and docs/findings.md
 
 A block begins with a line that says what it holds, and the tool fills in the rest:
 
@@ -22,12 +22,13 @@ from tfgen.errors import InputError, unknown
 from . import harness
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/findings.md")
 RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(r"(<!-- results: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def rewritten(text: str, results: Path = RESULTS) -> str:
-    """The README's text with its blocks as they should be. Raises InputError on a block that asks
+    """A page's text with its blocks as they should be. Raises InputError on a block that asks
     for what is not there, or has no end."""
     blocks = list(BLOCK.finditer(text))
     if text.count("<!-- results: ") != len(blocks) or any(
@@ -88,14 +89,14 @@ def table(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def update() -> None:  # not main: it is no benchmark, which tfgen bench would list
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = rewritten(before)
-    if after != before:
-        harness.write_whole(path, after.encode())
-    print(
-        f"{len(BLOCK.findall(after))} blocks; {'changed' if after != before else 'as they were'}."
-    )
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before)
+        if after != before:
+            harness.write_whole(path, after.encode())
+        blocks = len(BLOCK.findall(after))
+        print(f"{page}: {blocks} blocks; {'changed' if after != before else 'as they were'}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's tables equal the files under benchmarks/results."""
+"""The documents' tables equal the files under benchmarks/results."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ def block(wanted: str, inside: str = "") -> str:
     return f"Before.\n\n<!-- results: {wanted} -->\n{inside}<!-- end -->\nAfter.\n"
 
 
-def test_the_readme_is_what_the_results_say() -> None:
-    text = (readme.ROOT / "README.md").read_text()
-    assert rewritten(text) == text
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_the_documents_are_what_the_results_say(page: str) -> None:
+    text = (readme.ROOT / page).read_text()
+    assert rewritten(text) == text and readme.BLOCK.search(text)
+
+
+def test_no_other_document_has_blocks() -> None:
+    pages = [*readme.ROOT.glob("*.md"), *readme.ROOT.glob("docs/*.md")]
+    found = {page for page in pages if "<!-- results: " in page.read_text()}
+    assert found == {readme.ROOT / page for page in readme.PAGES}
 
 
 @pytest.mark.parametrize(
@@ -92,13 +99,19 @@ def test_a_block_without_an_end_is_refused(results: Path) -> None:
             rewritten(text, results)
 
 
-def test_the_tool_writes_the_file_and_leaves_a_right_one_alone(
+def test_the_tool_writes_the_files_and_leaves_a_right_one_alone(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(readme, "ROOT", results)
     monkeypatch.setattr(readme, "rewritten", lambda text: rewritten(text, results))
-    (results / "README.md").write_text(block("toy.md"))
+    monkeypatch.setattr(readme, "PAGES", ("README.md", "more.md"))
+    for page in readme.PAGES:
+        (results / page).write_text(block("toy.md"))
     readme.update()
-    assert "| nearest | 256 | 1 |" in (results / "README.md").read_text()
+    for page in readme.PAGES:
+        assert "| nearest | 256 | 1 |" in (results / page).read_text()
     readme.update()
-    assert capsys.readouterr().out == "1 blocks; changed.\n1 blocks; as they were.\n"
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"{page}: 1 blocks; changed." for page in readme.PAGES),
+        *(f"{page}: 1 blocks; as they were." for page in readme.PAGES),
+    ]
