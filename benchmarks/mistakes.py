@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -124,15 +125,22 @@ def report(rows: Sequence[Row], banked: set[Pair]) -> Report:
             for known in (True, False)
         )
         counts = map(str, (len(group), wrong.total(), *(wrong[kind] for kind in KINDS)))
-        table.append([method, split, *counts, has, lacks])
+        scores = (
+            f"{fmean(row['verifier_score'] for row in group if row['correct'] is right):.2f}"
+            if 0 < wrong.total() < len(group)
+            else ""
+            for right in (True, False)
+        )
+        table.append([method, split, *counts, *scores, has, lacks])
     columns = ["configuration", "prompts", "pictures", "wrong", *KINDS]
-    columns += ["pairs that the bank has, right", "pairs that it lacks, right"]
+    columns += ["score of the right", "of the wrong", "pairs in the bank", "other pairs"]
     notes = [
         "By the judge, its first objection to each picture. Missing: fewer objects that it can "
-        "name than were asked for.",
-        f"Pairs: the task {TASK}. The bank has a pair if one scene in it shows these two objects "
-        f"in these two colours; its scenes have {len(banked):,} such pairs. Intervals: Wilson's, "
-        "95 %, a prompt's seeds counted as alike as they are.",
+        "name than were asked for. Score: the verifier's, a mean.",
+        f"Pairs: how many are right of the task {TASK}. The bank has a pair if one scene in it "
+        "shows these two objects in these two colours; its scenes have "
+        f"{len(banked):,} such pairs. Intervals: Wilson's, 95 %, a prompt's seeds counted as alike "
+        "as they are.",
     ]
     return Report(columns, table, notes)
 

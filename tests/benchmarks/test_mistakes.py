@@ -77,6 +77,7 @@ def row(prompt: str, metadata: dict[str, Any], reason: str, seed: int = 0) -> di
     return {
         "method": "m", "split": "test", "prompt": prompt, "seed": seed, "tag": metadata["tag"],
         "metadata": metadata, "settings": {}, "correct": not reason, "reason": reason,
+        "verifier_score": 1.0 if reason else 3.0,
     }  # fmt: skip
 
 
@@ -93,8 +94,9 @@ def test_mistakes_are_counted_and_pairs_told_apart_by_the_bank() -> None:
     cells = dict(zip(made.columns, line, strict=True))
     assert (cells["pictures"], cells["wrong"], cells["missing"]) == ("4", "2", "1")
     assert (cells["in no one colour"], cells["elsewhere"]) == ("1", "0")
-    assert cells["pairs that the bank has, right"].startswith("1 of 2: 0.50 [")
-    assert cells["pairs that it lacks, right"].startswith("0 of 1: 0.00 [")
+    assert (cells["score of the right"], cells["of the wrong"]) == ("3.00", "1.00")
+    assert cells["pairs in the bank"].startswith("1 of 2: 0.50 [")
+    assert cells["other pairs"].startswith("0 of 1: 0.00 [")
 
 
 def make_bank(path: Path, monkeypatch: pytest.MonkeyPatch, **source: Any) -> Path:
