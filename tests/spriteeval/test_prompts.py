@@ -13,7 +13,7 @@ import pytest
 from tfgen import hub
 from tfgen.judge_prompt import CONFIG_FILE, WORDS_FILE, metadata_of, unjudged
 from tfgen.spriteeval import SIX_TASKS, SPLITS, TASKS, load, read
-from tfgen.spriteeval.prompts import a, alike, generate, main
+from tfgen.spriteeval.prompts import a, alike, generate, main, verb
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.clip import CONTEXT_LENGTH, contrast_words
@@ -175,3 +175,6 @@ def test_what_has_a_plural_for_a_name_has_no_article() -> None:
     ]
     prompts = [e["prompt"] for split in generate(load_objects("medium")).values() for e in split]
     assert not any("chipses" in prompt for prompt in prompts)
+    assert [verb(noun) for noun in ("scissors", "pair of scissors", "fish")] == ["are", "is", "is"]
+    assert any(" are on top of " in prompt for prompt in prompts)  # chips, on a toilet
+    assert not any(f"{word} is " in p for word in ("fries", "chips", "skis") for p in prompts)

@@ -235,22 +235,19 @@ class Writer:
         forms = self.deal(
             (
                 "show me {x} {where}",
-                "there is {x} {where}",
-                "{where} there is {x}",
+                "there {be} {x} {where}",
+                "{where} there {be} {x}",
                 "a picture of {x} {where}",
                 "{where}, {x}",
             ),
             len(objects),
         )
-        return [
-            entry(
-                "free_phrasing",
-                form.format(x=a(f"{colour} {self.noun(spec)}"), where=self.phrase(place)),
-                [thing(spec, color=colour)],
-                place,
-            )
-            for form, spec, colour, place in zip(forms, objects, colours, places, strict=True)
-        ]
+        entries = []
+        for form, spec, colour, place in zip(forms, objects, colours, places, strict=True):
+            noun = f"{colour} {self.noun(spec)}"
+            prompt = form.format(x=a(noun), be=verb(noun), where=self.phrase(place))
+            entries.append(entry("free_phrasing", prompt, [thing(spec, color=colour)], place))
+        return entries
 
     def _free_numbers(self, objects: Sequence[ObjectSpec]) -> list[Entry]:
         numbers = self.attributes("free numbers", objects, tuple(NUMBERS))
@@ -291,9 +288,9 @@ class Writer:
         relations = self.deal(RELATIONS, count)
         forms = self.deal(
             (
-                "there is {x} {rel} {y}",
-                "{x} is {rel} {y}",
-                "{rel} {y} there is {x}",
+                "there {be} {x} {rel} {y}",
+                "{x} {be} {rel} {y}",
+                "{rel} {y} there {be} {x}",
                 "show me {x} {rel} {y}",
             ),
             count,
@@ -301,7 +298,8 @@ class Writer:
         entries = []
         for form, (one, two), relation in zip(forms, pairs, relations, strict=True):
             said = self.rng.choice(SAID[relation])
-            prompt = form.format(x=a(self.noun(one)), y=a(self.noun(two)), rel=said)
+            x, y = self.noun(one), self.noun(two)
+            prompt = form.format(x=a(x), y=a(y), be=verb(x), rel=said)
             things = [thing(two), thing(one, position=[relation, 0])]
             entries.append(entry("free_phrasing", prompt, things))
         return entries
@@ -343,8 +341,16 @@ def thing(spec: ObjectSpec, count: int = 1, **attributes: Any) -> Entry:
 
 def a(noun: str) -> str:
     """With its article, which scissors and french fries have none of (but a pair of scissors)."""
-    several = " of " not in noun and noun.endswith(_plural_names())
-    return noun if several else f"{article(noun)} {noun}"
+    return noun if _is_several(noun) else f"{article(noun)} {noun}"
+
+
+def verb(noun: str) -> str:
+    """French fries are there, a pair of scissors is."""
+    return "are" if _is_several(noun) else "is"
+
+
+def _is_several(noun: str) -> bool:
+    return " of " not in noun and noun.endswith(_plural_names())
 
 
 @cache
