@@ -9,18 +9,13 @@ stands there, as those of the ordered tokenizer do from its prefixes.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tfgen.packing import pack
 from tfgen.tokenizers.fsq import FSQ
-from tfgen.tokenizers.grid import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.tokenizers.grid_model import GridConfig, GridModel, finished, given
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
@@ -32,7 +27,7 @@ from tfgen.training.common import (
     learning_rate,
     load_config,
 )
-from tfgen.training.tokenizer import HELD_OUT_SEED, psnr
+from tfgen.training.tokenizer import HELD_OUT_SEED, export_networks, psnr
 from tfgen.training.world import Scenes, World
 
 WHOLE = 0.5  # the share of the training scenes that keep all cells
@@ -164,14 +159,8 @@ def main() -> None:
 
 
 def export(trainer: GridTrainer, folder: Path) -> None:
-    """Write tokenizer.safetensors (packed, without the heads) and tokenizer.json; the search
-    defaults of an existing tokenizer.json stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(pack(trainer.model.state_dict()), folder / WEIGHTS_FILE)
-    path = folder / CONFIG_FILE
-    config = json.loads(path.read_text()) if path.exists() else {"search_defaults": {}}
-    config |= {"kind": "grid", "model": asdict(trainer.cfg)}
-    path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    """Write it without the heads."""
+    export_networks("grid", trainer.model, trainer.cfg, folder)
 
 
 def train(

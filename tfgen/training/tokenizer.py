@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,13 +149,18 @@ def main() -> None:
 
 
 def export(trainer: TokenizerTrainer, folder: Path) -> None:
-    """Write tokenizer.safetensors (packed, without the attribute heads) and tokenizer.json; the
-    search defaults of an existing tokenizer.json stay."""
+    """Write it without the attribute heads."""
+    export_networks("sprites", trainer.model, trainer.cfg, folder)
+
+
+def export_networks(kind: str, model: nn.Module, cfg: Any, folder: Path) -> None:
+    """Write a tokenizer's tokenizer.safetensors (packed) and tokenizer.json; the search defaults of
+    an existing tokenizer.json stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(pack(trainer.model.state_dict()), folder / WEIGHTS_FILE)
+    save_file(pack(model.state_dict()), folder / WEIGHTS_FILE)
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text()) if path.exists() else {"search_defaults": {}}
-    config |= {"kind": "sprites", "model": asdict(trainer.cfg)}
+    config |= {"kind": kind, "model": asdict(cfg)}
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
