@@ -55,7 +55,7 @@ from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import WEIGHTS_FILE
 from tfgen.verifiers.contrast import ContrastWords
-from tfgen.verifiers.sprites_tower import SpritesTower
+from tfgen.verifiers.sprites_tower import TOWER, SpritesTower, tell_timm
 from tfgen.verifiers.words import START, WordTokenizer, plural
 
 CONTEXT_LENGTH = 24
@@ -68,7 +68,7 @@ def model_config(vocab_size: int, width: int) -> dict[str, Any]:
         "model_cfg": {
             "embed_dim": 256,
             "vision_cfg": {
-                "timm_model_name": "tfgen_sprites_tower",
+                "timm_model_name": TOWER,
                 "timm_model_pretrained": False,
                 "timm_pool": "",
                 "timm_proj": "",
@@ -230,6 +230,7 @@ def create(vocab_size: int, width: int) -> nn.Module:
     """A fresh open_clip CLIP of this config."""
     from open_clip.model import CLIP
 
+    tell_timm()
     config = model_config(vocab_size, width)["model_cfg"]
     return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
 

@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfgen.errors import InputError, TfgenError, unknown
-from tfgen.hub import download, read_json, read_safetensors
-from tfgen.verifiers import sprites_tower  # noqa: F401  registers the tower with timm
+from tfgen.hub import download, load_weights, read_json, read_safetensors
 from tfgen.verifiers.base import Target, Verifier
 from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.sprites_clip import SpritesClip
+from tfgen.verifiers.sprites_tower import tell_timm
 from tfgen.verifiers.words import WordTokenizer
 
 GENERAL_WORDS = Path(__file__).with_name("contrast_words.json")
@@ -114,7 +115,8 @@ class ClipVerifier(Verifier):
     def _from_folder(
         cls, folder: Path, device: torch.device | str, score: str, name: str | None = None
     ) -> ClipVerifier:
-        if "model_cfg" not in read_json(folder / CONFIG_FILE):
+        config = read_json(folder / CONFIG_FILE)
+        if "model_cfg" not in config:
             raise InputError(
                 f"{str(folder / CONFIG_FILE)!r} describes no open_clip model: "
                 'it has no "model_cfg".'
@@ -128,8 +130,12 @@ class ClipVerifier(Verifier):
                     f"safetensors file; it has {len(files)})."
                 )
             weights = files[0]
-        model = _create(f"local-dir:{folder}", load_weights=False)
-        _fill(model, weights)
+        if SpritesClip.is_of(config):
+            model = SpritesClip(config)
+            load_weights(model, read_safetensors(weights), weights)
+        else:
+            model = _create(f"local-dir:{folder}", load_weights=False)
+            _fill(model, weights)
         vocabulary, contrast = folder / "vocabulary.json", folder / "contrast.json"
         if vocabulary.is_file():
             tokenize = WordTokenizer.load(vocabulary)
@@ -362,6 +368,7 @@ def _create(name: str, **options: Any) -> nn.Module:
     """An open_clip model with random weights."""
     import open_clip
 
+    tell_timm()
     try:
         with _no_warnings():
             return open_clip.create_model(

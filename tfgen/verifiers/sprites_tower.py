@@ -1,11 +1,14 @@
-"""The image tower of `sprites-clip`, registered with timm so that open_clip builds it by name."""
+"""The image tower of `sprites-clip`, which open_clip builds by name once timm knows it."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
+
+TOWER = "tfgen_sprites_tower"
+"""Its name among timm's models, in the configs of open_clip."""
 
 
 class SpritesTower(nn.Module):
@@ -45,7 +48,15 @@ class SpritesTower(nn.Module):
         return self.head(self.forward_features(x))
 
 
-@register_model
-def tfgen_sprites_tower(pretrained: bool = False, num_classes: int = 256, **_: Any) -> SpritesTower:
-    """Called by timm.create_model; there are no weights to download."""
-    return SpritesTower(num_classes)
+@cache
+def tell_timm() -> None:
+    """Register the tower with timm, which takes a second to import; call it before open_clip makes
+    a model."""
+    from timm.models import register_model
+
+    def build(pretrained: bool = False, num_classes: int = 256, **_: Any) -> SpritesTower:
+        """Called by timm.create_model; there are no weights to download."""
+        return SpritesTower(num_classes)
+
+    build.__name__ = TOWER
+    register_model(build)
