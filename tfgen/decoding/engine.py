@@ -135,21 +135,23 @@ def engine_maker(engine: str, device: torch.device) -> EngineMaker:
     Raises InputError on another name, and where what is asked for cannot run. Warns
     (EngineWarning) where `auto` has a GPU and kernels do not run on it.
     """
-    from tfgen.decoding.bfloat16 import Bfloat16Engine, why_no_bfloat16
-    from tfgen.decoding.kernel_engine import KernelEngines
-    from tfgen.decoding.threads import ThreadedEngine
-    from tfgen.decoding.triton_support import why_no_float8, why_no_kernels
-
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine == "eager":
         return PlainEngine
     if engine == "auto" and device.type == "cpu":
+        from tfgen.decoding.threads import ThreadedEngine
+
         return ThreadedEngine
     if engine == "bf16":
+        from tfgen.decoding.bfloat16 import Bfloat16Engine, why_no_bfloat16
+
         if reason := why_no_bfloat16(device):
             raise InputError(f"The engine bf16 cannot run: {reason}. Use --engine auto or eager.")
         return Bfloat16Engine
+    from tfgen.decoding.kernel_engine import KernelEngines  # and Triton, which takes a while
+    from tfgen.decoding.triton_support import why_no_float8, why_no_kernels
+
     float8 = engine == "kernels-fp8"
     reason = why_no_kernels(device) or (why_no_float8(device) if float8 else None)
     if reason is None:
