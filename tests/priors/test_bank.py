@@ -53,6 +53,19 @@ def test_it_holds_the_tokens_and_nearly_the_embeddings_of_every_picture(tmp_path
     assert torch.equal(nearest, torch.arange(20))
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_function_of_all_embeddings_is_that_of_each(
+    tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfgen.priors.bank._SLICE", 7)
+    monkeypatch.setattr("tfgen.priors.bank._KEPT", 10**6 * kept)
+    bank = build(tmp_path / FILE_NAME)
+    expected = bank.embeddings(slice(0, 20)).sum(dim=1)
+    for _ in range(2):
+        assert torch.equal(bank.map_embeddings(lambda part: part.sum(dim=1)), expected)
+    assert (bank._whole is not None) is kept
+
+
 def test_it_keeps_no_more_components_than_the_variance_needs(tmp_path: Path) -> None:
     def flat(part: int) -> Tensor:  # pictures that differ in one way only
         shade = torch.linspace(0.1, 0.4, 5) + part / 10

@@ -23,6 +23,7 @@ _KIND = "bank"
 _PART = 64  # pictures encoded and saved at a time
 _VARIANCE = 0.95  # of the embeddings, what the stored components hold at least
 _SLICE = 65_536  # pictures whose embeddings are restored at a time
+_KEPT = 100_000_000  # bytes of restored embeddings that are kept for the next time, at most
 
 
 class Bank:
@@ -37,6 +38,7 @@ class Bank:
         self._components = tensors["components"]  # Int8[N, c]
         self._basis, self._mean = tensors["basis"], tensors["mean"]  # Float32 [c, d], [d]
         self.header = dict(header)
+        self._whole: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -69,8 +71,16 @@ class Bank:
 
     def map_embeddings(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """`function`, Float32[n, d] -> [n], of all pictures: [N] on the CPU."""
-        starts = range(0, len(self), _SLICE)
-        return torch.cat([function(self.embeddings(slice(i, i + _SLICE))).cpu() for i in starts])
+        slices = (slice(i, i + _SLICE) for i in range(0, len(self), _SLICE))
+        return torch.cat([function(self._restored(rows)).cpu() for rows in slices])
+
+    def _restored(self, rows: slice) -> Tensor:
+        """`embeddings`, kept where all of them fit: a search asks twice, and so does the next."""
+        if len(self) * self.dimensions * 4 > _KEPT:
+            return self.embeddings(rows)
+        if self._whole is None:
+            self._whole = self.embeddings(slice(None))
+        return self._whole[rows]
 
     @classmethod
     def open(cls, path: str | Path) -> Bank:
