@@ -121,6 +121,9 @@ METHODS: dict[str, Method] = {
     ),
     "beam + atlas": Method(UNIFORM, with_atlas),
     "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
+    "beam + shortlist by gradient": Method(
+        UNIFORM, lambda n, u: with_shortlist(beam(n, u)) | {"shortlist_by": "gradient"}
+    ),
     "beam + screening": Method(UNIFORM, lambda n, u: beam(n, u) | SCREEN),
     "beam + refinement": Method(UNIFORM, lambda n, u: beam(n, u) | REFINE),
     "together": Method(RETRIEVAL, together),
