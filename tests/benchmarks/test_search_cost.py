@@ -56,6 +56,7 @@ def test_an_idea_alone_is_the_plain_beam_but_for_it() -> None:
         ("beam + retrieval", {"prior_strength"}),
         ("beam + atlas", {"atlas", "candidates"}),
         ("beam + shortlist", {"shortlist"}),
+        ("beam + shortlist by gradient", {"shortlist", "shortlist_by"}),
         ("beam + screening", {"screen"}),
         ("beam + refinement", {"refine"}),
     ]:
