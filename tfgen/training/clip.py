@@ -276,7 +276,7 @@ def evaluate(
         if not bool((scenes.colours[i][scenes.objects[i] >= 0] > 0).all()):
             swaps["colour"] = []  # a natural coat fits more than one colour word
         flat = [caption, *(s for group in swaps.values() for s in group)]
-        text = model.encode_text(words(flat).to(images.device), normalize=True).float()
+        text = F.normalize(model.encode_text(words(flat).to(images.device)).float(), dim=-1)
         scores = (text @ seen[i]).tolist()
         at = 1
         for factor, group in swaps.items():
