@@ -85,7 +85,7 @@ def coloured_pairs(path: Path) -> set[Pair]:
     )  # fmt: skip
     pairs: set[Pair] = set()
     for part in range(source["scenes"] // BATCH):
-        scenes = scenes_of(world, part)
+        scenes = scenes_of(world, part, source["seed"])
         two = torch.stack([scenes.objects[:, :2], scenes.colours[:, :2]], 2)  # [BATCH, 2, 2]
         for (one, colour), (other, its) in two.tolist():
             if one != other and min(one, other) >= 0 and min(colour, its) > 0:

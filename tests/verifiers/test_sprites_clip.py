@@ -75,6 +75,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     "config",
     [
         changed(lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="resnet18")),
+        changed(lambda c: c["model_cfg"]["vision_cfg"].update(timm_proj="linear")),
         changed(lambda c: c["model_cfg"]["text_cfg"].update(mlp_ratio=2)),
         changed(lambda c: c["model_cfg"].update(quick_gelu=True)),
         changed(lambda c: c["model_cfg"].pop("text_cfg")),
@@ -102,3 +103,13 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     other = changed(lambda c: c["model_cfg"]["text_cfg"].update(layers=2))
     (folder / CONFIG_FILE).write_text(json.dumps(other))
     assert "holds the weights of another model" in refused(lambda: ClipVerifier.load(folder))
+
+
+@pytest.mark.parametrize(
+    "spoilt", [{"heads": 7}, {"width": "160"}, {"layers": None}, {"width": -1}]
+)
+def test_a_spoilt_config_is_one_sentence(tmp_path: Path, spoilt: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(PACKAGED, tmp_path / "copy"))
+    config = changed(lambda c: c["model_cfg"]["text_cfg"].update(spoilt))
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    assert "its config is damaged" in refused(lambda: ClipVerifier.load(folder))

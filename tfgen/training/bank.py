@@ -79,9 +79,9 @@ def build(
     return Bank.build(pictures, parts, tokenizer, verifier, path, source=source, progress=progress)
 
 
-def scenes_of(world: World, part: int) -> Scenes:
-    """The scenes of a part, BATCH of them."""
-    return world.sample(BATCH, torch.Generator().manual_seed(SEED * 1_000_003 + part))
+def scenes_of(world: World, part: int, seed: int = SEED) -> Scenes:
+    """The BATCH scenes of a part, from 0."""
+    return world.sample(BATCH, torch.Generator().manual_seed(seed * 1_000_003 + part))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ class ClipVerifier(Verifier):
                 )
             weights = files[0]
         if SpritesClip.is_of(config):
-            model = SpritesClip(config)
+            with _making(f"local-dir:{folder}"):
+                model = SpritesClip(config)
             load_weights(model, read_safetensors(weights), weights)
         else:
             model = _create(f"local-dir:{folder}", load_weights=False)
@@ -369,11 +370,17 @@ def _create(name: str, **options: Any) -> nn.Module:
     import open_clip
 
     tell_timm()
+    with _making(name), _no_warnings():
+        return open_clip.create_model(
+            name, pretrained_text=False, pretrained_image=False, **options
+        )
+
+
+@contextmanager
+def _making(name: str) -> Iterator[None]:
+    """Around what makes a network from a config: says what is wrong with it in a sentence."""
     try:
-        with _no_warnings():
-            return open_clip.create_model(
-                name, pretrained_text=False, pretrained_image=False, **options
-            )
+        yield
     except (ImportError, OSError) as error:  # of a text tower that comes from transformers
         raise TfgenError(
             f"open_clip cannot make {name!r} ({_first_line(error)}): it may need "

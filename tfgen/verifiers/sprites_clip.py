@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from tfgen.verifiers.sprites_tower import TOWER, SpritesTower
 
+_VISION = {
+    "timm_model_name": TOWER,
+    "timm_model_pretrained": False,
+    "timm_pool": "",
+    "timm_proj": "",
+}
 _CONFIG = {  # what a config has, and nothing else; all else is left to open_clip
     "model_cfg": {"embed_dim", "vision_cfg", "text_cfg"},
-    "vision_cfg": {
-        *("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "image_size"),
-    },
+    "vision_cfg": {*_VISION, "image_size"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers"},
     "preprocess_cfg": {"mean", "std", "interpolation", "resize_mode"},
 }
@@ -64,7 +68,7 @@ class SpritesClip(nn.Module):
         if isinstance(model, Mapping):
             parts |= {name: model.get(name) for name in ("vision_cfg", "text_cfg")}
         sound = all(isinstance(p, Mapping) and set(p) == _CONFIG[n] for n, p in parts.items())
-        return sound and model["vision_cfg"]["timm_model_name"] == TOWER
+        return sound and all(model["vision_cfg"][key] == value for key, value in _VISION.items())
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised pictures Float[N, 3, S, S] -> Float[N, embed_dim]."""
