@@ -5,7 +5,8 @@
 Resumes from its checkpoint in the cache folder. Nested dropout keeps a random prefix of the tokens;
 the loss compares the picture and its layers (which the renderer knows) with the decoder's, and asks
 small heads, dropped after training, to read the scene's attributes from the kept prefix: that makes
-the first tokens mean something.
+the first tokens mean something. Grafts (tfgen/training/grafts.py) make what one token says hold
+whatever the others say.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from tfgen.training.common import (
     learning_rate,
     load_config,
 )
+from tfgen.training.grafts import Grafts, graft
 from tfgen.training.world import LAYOUTS, Scenes, World
 
 HELD_OUT_SEED = 10_000_019  # scenes from this seed on are never trained on
@@ -71,16 +73,23 @@ class TokenizerTrainer(nn.Module):
         return paint(self.model, layered)
 
     def forward(
-        self, world: World, scenes: Scenes, lengths: Tensor
+        self, world: World, scenes: Scenes, lengths: Tensor, grafts: Grafts | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss on scenes whose prefixes of `lengths` Int64[N] are kept, and its parts."""
+        """The loss on scenes whose prefixes of `lengths` Int64[N] are kept, and its parts.
+
+        grafts: between their codes; what is decoded is then compared with the grafted scenes.
+        """
         cfg = self.cfg
+        encoded, images = scenes, world.render(scenes, cfg.image_size).images
+        seen = self.model.encoder.describe(images)
+        codes = self.model.encoder.to_codes(seen).unflatten(1, self.model.encoder.shape)
+        codes = self.fsq.quantise(codes)
+        if grafts is not None:
+            codes, scenes = grafts.codes(codes), grafts.scenes(scenes)
         target = world.render(scenes, cfg.image_size)
         present, sprites = world.sprite_targets(scenes, cfg.canvas_size)
         keep = torch.arange(cfg.num_tokens, device=lengths.device) < lengths[:, None]
-        seen = self.model.encoder.describe(target.images)
-        codes = self.model.encoder.to_codes(seen).unflatten(1, self.model.encoder.shape)
-        layered, trunk = self.model.layers(self.fsq.quantise(codes), keep)
+        layered, trunk = self.model.layers(codes, keep)
         rows, slots = present.nonzero(as_tuple=True)
         described = layered.slots[rows, slots]
         canvases = self.model.canvases(described)
@@ -99,8 +108,10 @@ class TokenizerTrainer(nn.Module):
         }
         described = described.float()
 
+        there = encoded.objects >= 0
+
         def per_slot(head: nn.Linear) -> Tensor:
-            return head(seen).float().unflatten(1, (cfg.slots, -1))[rows, slots]
+            return head(seen).float().unflatten(1, (cfg.slots, -1))[there]
 
         attributes = {
             "object": F.cross_entropy(self.read_object(described), scenes.objects[present]),
@@ -108,8 +119,8 @@ class TokenizerTrainer(nn.Module):
             "scene": F.cross_entropy(self.read_background(trunk.float()), scenes.background),
             "layout": F.cross_entropy(self.read_layout(trunk.float()), scenes.layout),
             # The same asked of the encoder before the bottleneck, so that it learns to see at once.
-            "seen_object": F.cross_entropy(per_slot(self.see_object), scenes.objects[present]),
-            "seen_colour": F.cross_entropy(per_slot(self.see_colour), scenes.colours[present]),
+            "seen_object": F.cross_entropy(per_slot(self.see_object), encoded.objects[there]),
+            "seen_colour": F.cross_entropy(per_slot(self.see_colour), encoded.colours[there]),
         }
         loss = sum(parts.values()) + self.attribute_weight * sum(attributes.values())
         return loss, parts | attributes
@@ -124,12 +135,18 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def evaluate(
     trainer: TokenizerTrainer, world: World, scenes: Scenes, lengths: list[int]
 ) -> dict[str, float]:
-    """Mean PSNR at each prefix length on given scenes, and how much of the codebook they use."""
-    target = world.render(scenes, trainer.cfg.image_size)
-    codes = trainer.encode(target.images)
-    result = {
-        f"psnr@{k}": psnr(trainer.decode(codes, k), target.images).mean().item() for k in lengths
-    }
+    """Mean PSNR at each prefix length on given scenes, and of grafts between them after half of the
+    tokens; and how much of the codebook they use."""
+    size = trainer.cfg.image_size
+    images = world.render(scenes, size).images
+    codes = trainer.encode(images)
+    result = {f"psnr@{k}": psnr(trainer.decode(codes, k), images).mean().item() for k in lengths}
+    grafts = graft(scenes, 1.0, torch.Generator().manual_seed(0))
+    for cut in grafts.cuts_made():
+        rows = grafts.cut == cut
+        half = trainer.decode(grafts.codes(codes)[rows], trainer.cfg.num_tokens // 2)
+        wanted = world.render(grafts.scenes(scenes)[rows], size).images
+        result[f"graft@{cut}"] = psnr(half, wanted).mean().item()
     tokens = trainer.fsq.to_tokens(codes)
     usage = [len(tokens[:, t].unique()) for t in range(tokens.shape[1])]
     return {k: round(v, 2) for k, v in result.items()} | {"codes": usage}
@@ -211,8 +228,12 @@ def train(
         lengths = 1 + torch.multinomial(
             trainer.length_weights.cpu(), config["batch"], True, generator=generator
         )
+        grafts = None
+        if config.get("grafts"):
+            grafts = graft(scenes, config["grafts"], generator)
+            lengths = grafts.long_enough(lengths)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"]):
-            loss, parts = trainer(world, scenes, lengths.to(device))
+            loss, parts = trainer(world, scenes, lengths.to(device), grafts)
         training.learn(loss, parts, learning_rate(step, config["steps"], config["peak_lr"]))
         if training.is_milestone:
             averaged = TokenizerTrainer(cfg, world.num_objects, 0.0).to(device)
