@@ -10,6 +10,7 @@ import torch
 
 from tests.toy_grid import SIZES
 from tests.toy_world import make_world
+from tfgen.errors import InputError
 from tfgen.tokenizers.grid import GridTokenizer
 from tfgen.tokenizers.grid_model import GridConfig
 from tfgen.training import grid
@@ -138,3 +139,24 @@ def test_it_learns_a_few_scenes_and_what_it_writes_is_loaded(
         assert (tokens == trained.fsq.to_tokens(codes)).float().mean() > 0.9  # float16 rounds
         known = loaded.fsq.to_codes(tokens)
         assert torch.allclose(loaded.decode(tokens), trained.decode(known, 4), atol=0.02)
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_it_begins_with_the_networks_of_another_grid_tokenizer(
+    world: World, tmp_path: Path
+) -> None:
+    first = grid.train(CONFIG, tmp_path / "first", "cpu", world, until=2)
+    grid.export(first, tmp_path / "known")
+    other = CONFIG | {"seed": 9, "peak_lr": 0.0}
+    second = grid.train(
+        other | {"start": str(tmp_path / "known")}, tmp_path / "second", "cpu", world, until=1
+    )
+
+    def apart(a: grid.GridTrainer, b: grid.GridTrainer) -> float:
+        pairs = zip(a.model.parameters(), b.model.parameters(), strict=True)
+        return max(float((x - y).abs().max()) for x, y in pairs)
+
+    assert apart(first, second) < 2e-3  # packed in float16 between
+    assert apart(first, grid.train(other, tmp_path / "anew", "cpu", world, until=1)) > 0.05
+    with pytest.raises(InputError, match="'sprites' has other networks than the config"):
+        grid.train(CONFIG | {"start": "sprites"}, tmp_path / "ordered", "cpu", world)

@@ -27,7 +27,7 @@ from tfgen.training.common import (
     learning_rate,
     load_config,
 )
-from tfgen.training.tokenizer import HELD_OUT_SEED, export_networks, psnr
+from tfgen.training.tokenizer import HELD_OUT_SEED, begin_with, export_networks, psnr
 from tfgen.training.world import Scenes, World
 
 WHOLE = 0.5  # the share of the training scenes that keep all cells
@@ -187,6 +187,9 @@ def train(
         trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     training = Training(trainer, optimiser, config, folder, until, deadline)
+    if training.start == 0 and config.get("start"):
+        begin_with(trainer.model, config["start"])
+        training.forget_average()
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
     judged = [1, 4, 8, 12, 16][: cfg.num_tokens]
     for step in training:

@@ -25,7 +25,8 @@ from tfgen import hub
 from tfgen.errors import InputError
 from tfgen.packing import pack
 from tfgen.tokenizers.fsq import FSQ
-from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE, SpritesTokenizer
+from tfgen.tokenizers.grid_model import GridModel
+from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, compose, paint, place
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
@@ -181,16 +182,17 @@ def export_networks(kind: str, model: nn.Module, cfg: Any, folder: Path) -> None
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def begin_with(model: SpritesModel, name: str) -> None:
-    """Give the networks the weights of another `sprites` tokenizer of the same sizes, which may
-    know fewer objects: a packaged one's name, or a folder. Raises InputError where sizes differ."""
-    known = hub.load_tokenizer(name, torch.device("cpu"))
-    if not isinstance(known, SpritesTokenizer) or known.model.cfg != model.cfg:
+def begin_with(model: SpritesModel | GridModel, name: str) -> None:
+    """Give the networks the weights of another tokenizer of the same kind and sizes, which may know
+    fewer objects: a packaged one's name, or a folder. Raises InputError where kind or sizes
+    differ."""
+    known = getattr(hub.load_tokenizer(name, torch.device("cpu")), "model", None)
+    if not isinstance(known, type(model)) or known.cfg != model.cfg:
         raise InputError(
             f"The tokenizer {name!r} has other networks than the config asks for: give the config "
             'its sizes, or take out the config\'s "start".'
         )
-    model.load_state_dict(known.model.state_dict())
+    model.load_state_dict(known.state_dict())
 
 
 def train(
