@@ -33,6 +33,7 @@ TOKENIZER = {
     "peak_lr": 0.05,
     "ema": 0.9,
     "attribute_weight": 0.08,
+    "grafts": 0.0,
     "bf16": False,
     "log_every": 1,
     "save_every": 1000,
