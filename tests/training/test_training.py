@@ -19,7 +19,15 @@ from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import clip, groups, tokenizer
 from tfgen.training.captions import Captioner, fits
 from tfgen.training.common import cache_folder, learning_rate, load_config
-from tfgen.training.negatives import Negatives, embed, odd_ones_out, search_failures
+from tfgen.training.negatives import (
+    ALIKE,
+    Negatives,
+    chimeras,
+    embed,
+    mistaken_chimeras,
+    odd_ones_out,
+    search_failures,
+)
 from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import ClipVerifier
 from tfgen.verifiers.contrast import ContrastWords
@@ -230,6 +238,39 @@ def test_negatives_are_decoded_prefixes_of_all_three_sorts() -> None:
     assert images.shape == (9, 3, 64, 64)
     found = negatives.tokenizer.decode(torch.tensor([[i, i, i] for i in (2, 3, 4)]))
     assert all(any(torch.allclose(i, f, atol=1e-5) for f in found) for i in images[6:])
+
+
+def test_a_chimera_has_some_tokens_of_other_scenes_in_their_places() -> None:
+    hosts = torch.zeros(50, 8, dtype=torch.long)
+    others = torch.arange(8) + 10 * torch.arange(1, 6)[:, None]
+    mixed = chimeras(hosts, others, torch.Generator().manual_seed(0))
+    taken = mixed > 0
+    assert set(taken.sum(1).tolist()) == {1, 2, 3}
+    assert not taken[:, :2].any() and taken[:, 2:].any(0).all()
+    assert torch.equal(mixed[taken] % 10, torch.arange(8).expand(50, 8)[taken])
+    assert not hosts.any()
+
+
+def test_the_chimeras_kept_are_those_that_the_model_mistakes_for_the_caption(world: World) -> None:
+    decoder, model = SpritesTokenizer(tokenizer_model(64)), clip.create(12, 32)
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randint(12, (6, 8), generator=generator)
+    text = torch.nn.functional.normalize(torch.randn(256, generator=generator), dim=0)
+
+    def mistaken(keep: int) -> list[Tensor]:
+        made = torch.Generator().manual_seed(1)
+        return mistaken_chimeras(model, decoder, text, true[0], true, made, tries=20, keep=keep)
+
+    host = decoder.decode(true[:1])
+    every = mistaken(20)
+    off = (decoder.decode(torch.stack(every)) - host).square().flatten(1).mean(1)
+    assert 0 < len(every) <= 20 and (off >= ALIKE).all()
+    fit = [float(embed(model, decoder.decode(t[None]))[0] @ text) for t in every]
+    assert fit == sorted(fit, reverse=True)
+    assert [t.tolist() for t in mistaken(2)] == [t.tolist() for t in every[:2]]
+    # Chimeras of a scene with itself are that scene, and no mistake.
+    alone = mistaken_chimeras(model, decoder, text, true[0], true[:1], generator)
+    assert alone == []
 
 
 def test_an_odd_one_out_is_of_another_kind_and_fits_no_caption(world: World) -> None:

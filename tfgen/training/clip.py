@@ -50,7 +50,13 @@ from tfgen.training.common import (
     load_config,
 )
 from tfgen.training.groups import FACTOR_WEIGHTS, GROUP, PAIRS, augment, grouped
-from tfgen.training.negatives import Negatives, embed, odd_ones_out, search_failures
+from tfgen.training.negatives import (
+    Negatives,
+    embed,
+    mistaken_chimeras,
+    odd_ones_out,
+    search_failures,
+)
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import WEIGHTS_FILE
@@ -415,8 +421,14 @@ def train(
         training.learn(loss, parts, rate)
         if negatives is not None and training.done % config["mine_every"] == 0:
             with torch.no_grad(), autocast:
-                target = trainer.model.encode_text(text[:1], normalize=True).float()[0]
-                negatives.add(search_failures(trainer.model, tokenizer, target, generator))
+                both = text[[0, int(rows[0])]]
+                asked, told = trainer.model.encode_text(both, normalize=True).float()
+                negatives.add(search_failures(trainer.model, tokenizer, asked, generator))
+                negatives.add(
+                    mistaken_chimeras(
+                        trainer.model, tokenizer, told, true[0].cpu(), true.cpu(), generator
+                    )
+                )
         if training.is_milestone:
             averaged = training.averaged(fresh()).eval()
             for kind, shown in held_images.items():

@@ -10,12 +10,16 @@ from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.colours import COLOURS
 from tfgen.training.world import LAYOUT_INDEX, Scenes, World
 
+ALIKE = 0.004
+"""Mean squared difference of pixels below which two pictures look alike: 24 dB."""
+
 
 class Negatives:
     """Pictures that fit no caption, as a search would come upon them.
 
-    Thirds: random tokens; true tokens of which some early ones are resampled; and a pool of what
-    beam searches against the current model found, refilled a little at a time.
+    Thirds: random tokens; true tokens of which some are resampled, or are another scene's
+    (chimeras); and a pool of what searches against the current model found, refilled a little at a
+    time.
     """
 
     def __init__(self, tokenizer: SpritesTokenizer, pool: int = 512):
@@ -27,11 +31,13 @@ class Negatives:
         third = n // 3
         noise = torch.randint(vocab, (third, length), generator=generator)
         spoilt = true[torch.randint(len(true), (third,), generator=generator)].clone()
-        for row in spoilt:
+        half = third // 2
+        for row in spoilt[:half]:
             places = torch.randperm(8, generator=generator)[
                 : 2 + int(torch.randint(3, (), generator=generator))
             ]
             row[places] = torch.randint(vocab, (len(places),), generator=generator)
+        spoilt[half:] = chimeras(spoilt[half:], true, generator)
         found = (
             [
                 self.pool[int(i)]
@@ -47,6 +53,39 @@ class Negatives:
 
     def add(self, tokens: list[Tensor]) -> None:
         self.pool = (self.pool + tokens)[-self.size :]
+
+
+def chimeras(hosts: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+    """Tokens Int64[N, T] with one to three of those from the third on being of other scenes, as a
+    search with a prior of true pictures mixes them. others: Int64[M, T]."""
+    mixed = hosts.clone()
+    for row in mixed:
+        count = 1 + int(torch.randint(3, (), generator=generator))
+        places = 2 + torch.randperm(hosts.shape[1] - 2, generator=generator)[:count]
+        sources = torch.randint(len(others), (count,), generator=generator)
+        row[places] = others[sources, places]
+    return mixed
+
+
+@torch.no_grad()
+def mistaken_chimeras(
+    model: nn.Module,
+    tokenizer: SpritesTokenizer,
+    text: Tensor,
+    host: Tensor,
+    others: Tensor,
+    generator: torch.Generator,
+    tries: int = 48,
+    keep: int = 2,
+) -> list[Tensor]:
+    """Of chimeras of a scene's tokens, host Int64[T], those that the model under training takes
+    most for its caption (features Float[d]), though they no longer look like it."""
+    pool = chimeras(host.expand(tries, -1), others, generator)
+    images = tokenizer.decode(torch.cat([host[None], pool]).to(tokenizer.device))
+    off = (images[1:] - images[:1]).square().flatten(1).mean(1).cpu()
+    seen = (embed(model, images[1:]) @ text).cpu().masked_fill(off < ALIKE, -1.0)
+    best = seen.topk(keep)
+    return [pool[i] for i in best.indices[best.values > -1.0]]
 
 
 def odd_ones_out(world: World, n: int, generator: torch.Generator) -> Scenes:
