@@ -83,3 +83,13 @@ def write_verifier(folder: Path, world: World) -> Path:
     trainer = clip.ClipTrainer(words.vocab_size, 32, world.num_objects, 0.0).eval()
     clip.export(trainer, words, captioner, 32, folder)
     return folder
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference between two models' weights."""
+    assert a.keys() == b.keys()
+    return max((a[k] - b[k]).abs().max().item() for k in a)

@@ -13,21 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.toy_world import SIZES, make_world, tokenizer_model, write_verifier
+from tests.toy_world import SIZES, apart, make_world, tokenizer_model, weights, write_verifier
 from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import clip, groups, tokenizer
-from tfgen.training.captions import Captioner, fits
+from tfgen.training.captions import Captioner
 from tfgen.training.common import cache_folder, learning_rate, load_config
-from tfgen.training.negatives import (
-    ALIKE,
-    Negatives,
-    chimeras,
-    embed,
-    mistaken_chimeras,
-    odd_ones_out,
-    search_failures,
-)
+from tfgen.training.negatives import embed
 from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import ClipVerifier
 from tfgen.verifiers.contrast import ContrastWords
@@ -86,16 +78,6 @@ def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {k: v.clone() for k, v in module.state_dict().items()}
-
-
-def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest difference between two models' weights."""
-    assert a.keys() == b.keys()
-    return max((a[k] - b[k]).abs().max().item() for k in a)
 
 
 def losses(folder: Path) -> list[float]:
@@ -227,62 +209,18 @@ def test_the_second_stage_goes_on_from_the_first_on_what_a_search_shows(
     assert 0 < apart(weights(second), weights(first)) < 0.1
 
 
-def test_negatives_are_decoded_prefixes_of_all_three_sorts() -> None:
-    negatives = Negatives(SpritesTokenizer(tokenizer_model(64)), pool=3)
-    true = torch.zeros(4, 8, dtype=torch.long)
-    generator = torch.Generator().manual_seed(0)
-    assert negatives.draw(9, true, generator).shape == (6, 3, 64, 64)  # nothing was found yet
-    negatives.add([torch.tensor([i, i, i]) for i in range(5)])
-    assert len(negatives.pool) == 3
-    images = negatives.draw(9, true, generator)
-    assert images.shape == (9, 3, 64, 64)
-    found = negatives.tokenizer.decode(torch.tensor([[i, i, i] for i in (2, 3, 4)]))
-    assert all(any(torch.allclose(i, f, atol=1e-5) for f in found) for i in images[6:])
-
-
-def test_a_chimera_has_some_tokens_of_other_scenes_in_their_places() -> None:
-    hosts = torch.zeros(50, 8, dtype=torch.long)
-    others = torch.arange(8) + 10 * torch.arange(1, 6)[:, None]
-    mixed = chimeras(hosts, others, torch.Generator().manual_seed(0))
-    taken = mixed > 0
-    assert set(taken.sum(1).tolist()) == {1, 2, 3}
-    assert not taken[:, :2].any() and taken[:, 2:].any(0).all()
-    assert torch.equal(mixed[taken] % 10, torch.arange(8).expand(50, 8)[taken])
-    assert not hosts.any()
-
-
-def test_the_chimeras_kept_are_those_that_the_model_mistakes_for_the_caption(world: World) -> None:
-    decoder, model = SpritesTokenizer(tokenizer_model(64)), clip.create(12, 32)
-    generator = torch.Generator().manual_seed(0)
-    true = torch.randint(12, (6, 8), generator=generator)
-    text = torch.nn.functional.normalize(torch.randn(256, generator=generator), dim=0)
-
-    def mistaken(keep: int) -> list[Tensor]:
-        made = torch.Generator().manual_seed(1)
-        return mistaken_chimeras(model, decoder, text, true[0], true, made, tries=20, keep=keep)
-
-    host = decoder.decode(true[:1])
-    every = mistaken(20)
-    off = (decoder.decode(torch.stack(every)) - host).square().flatten(1).mean(1)
-    assert 0 < len(every) <= 20 and (off >= ALIKE).all()
-    fit = [float(embed(model, decoder.decode(t[None]))[0] @ text) for t in every]
-    assert fit == sorted(fit, reverse=True)
-    assert [t.tolist() for t in mistaken(2)] == [t.tolist() for t in every[:2]]
-    # Chimeras of a scene with itself are that scene, and no mistake.
-    alone = mistaken_chimeras(model, decoder, text, true[0], true[:1], generator)
-    assert alone == []
-
-
-def test_an_odd_one_out_is_of_another_kind_and_fits_no_caption(world: World) -> None:
-    scenes = odd_ones_out(world, 60, torch.Generator().manual_seed(0))
-    assert set(scenes.counts.tolist()) == {3, 4}
-    for objects in scenes.objects.tolist():
-        kinds = [kind for kind in objects if kind >= 0]
-        assert sorted(map(kinds.count, set(kinds))) == [1, len(kinds) - 1]
-    captioner = Captioner(world.specs)
-    plain = world.sample(300, torch.Generator().manual_seed(1))
-    _, mentions = captioner.write(plain, random.Random(0))
-    assert not fits(mentions, scenes).any()
+@pytest.mark.usefixtures("unjudged")
+def test_chimeras_are_mined_only_where_the_config_asks_for_them(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(clip, "mistaken_chimeras", lambda *args: asked.append(args) or [])
+    decoder = SpritesTokenizer(tokenizer_model(64))
+    clip.train(CLIP, tmp_path / "without", "cpu", world, decoder, until=4)
+    assert asked == []
+    clip.train(CLIP | {"chimeras": 3}, tmp_path / "with", "cpu", world, decoder, until=4)
+    assert [args[-1] for args in asked] == [3, 3]
+    assert all(torch.equal(args[3], args[4][0]) for args in asked)  # the host is of the batch
 
 
 def test_training_starts_from_an_exported_verifier(
@@ -323,26 +261,6 @@ def test_training_begins_with_the_verifier_that_the_config_names(
         torch.testing.assert_close(begun.model.state_dict()[name], value, rtol=1e-3, atol=1e-3)
     with pytest.raises(InputError, match="sprites-clip"):
         clip.train(CLIP | {"start": "sprites-clip"}, tmp_path / "other", "cpu", world)
-
-
-def test_failures_are_found_by_a_search_for_the_caption(world: World) -> None:
-    torch.manual_seed(0)
-    trainer = clip.ClipTrainer(20, 32, world.num_objects, 0.0).eval()
-    decoder = SpritesTokenizer(tokenizer_model(64))
-    text = torch.nn.functional.normalize(torch.randn(256), dim=0)
-    found = search_failures(
-        trainer.model,
-        decoder,
-        text,
-        torch.Generator().manual_seed(0),
-        beam=3,
-        candidates=4,
-        length=3,
-    )
-    assert [len(tokens) for tokens in found] == [3, 3]
-    drawn = torch.randint(12, (30, 3), generator=torch.Generator().manual_seed(1))
-    fit = [embed(trainer.model, decoder.decode(t)) @ text for t in (torch.stack(found), drawn)]
-    assert fit[0].max() > fit[1].mean()
 
 
 def differing(scenes: Scenes) -> set[str]:

@@ -375,7 +375,8 @@ def train(
         codes = tokenizer.encode(held_images["clean"])
         held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
 
-    negatives = Negatives(tokenizer) if tokenizer is not None else None
+    mixed = config.get("chimeras", 0)  # of those mistaken for a caption, how many to keep each time
+    negatives = Negatives(tokenizer, mixed=mixed > 0) if tokenizer is not None else None
     size = config["groups"] * GROUP
     factors, pairs = config.get("factors", FACTOR_WEIGHTS), config.get("pairs", PAIRS)
     for step in training:
@@ -421,14 +422,23 @@ def train(
         training.learn(loss, parts, rate)
         if negatives is not None and training.done % config["mine_every"] == 0:
             with torch.no_grad(), autocast:
-                both = text[[0, int(rows[0])]]
-                asked, told = trainer.model.encode_text(both, normalize=True).float()
+                asked, told = trainer.model.encode_text(
+                    text[[0, int(rows[0])]], normalize=True
+                ).float()
                 negatives.add(search_failures(trainer.model, tokenizer, asked, generator))
-                negatives.add(
-                    mistaken_chimeras(
-                        trainer.model, tokenizer, told, true[0].cpu(), true.cpu(), generator
+                if mixed:
+                    scenes_tokens = true.cpu()
+                    negatives.add(
+                        mistaken_chimeras(
+                            trainer.model,
+                            tokenizer,
+                            told,
+                            scenes_tokens[0],
+                            scenes_tokens,
+                            generator,
+                            mixed,
+                        )
                     )
-                )
         if training.is_milestone:
             averaged = training.averaged(fresh()).eval()
             for kind, shown in held_images.items():

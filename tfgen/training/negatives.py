@@ -17,13 +17,13 @@ ALIKE = 0.004
 class Negatives:
     """Pictures that fit no caption, as a search would come upon them.
 
-    Thirds: random tokens; true tokens of which some are resampled, or are another scene's
-    (chimeras); and a pool of what searches against the current model found, refilled a little at a
-    time.
+    Thirds: random tokens; true tokens of which some early ones are resampled (with `mixed`, half of
+    them are chimeras instead); and a pool of what searches against the current model found,
+    refilled a little at a time.
     """
 
-    def __init__(self, tokenizer: SpritesTokenizer, pool: int = 512):
-        self.tokenizer, self.pool, self.size = tokenizer, [], pool
+    def __init__(self, tokenizer: SpritesTokenizer, pool: int = 512, mixed: bool = False):
+        self.tokenizer, self.pool, self.size, self.mixed = tokenizer, [], pool, mixed
 
     def draw(self, n: int, true: Tensor, generator: torch.Generator) -> Tensor:
         """Pictures Float[<= n, 3, S, S]; true: encoded scenes Int64[N, T] to perturb."""
@@ -31,13 +31,13 @@ class Negatives:
         third = n // 3
         noise = torch.randint(vocab, (third, length), generator=generator)
         spoilt = true[torch.randint(len(true), (third,), generator=generator)].clone()
-        half = third // 2
-        for row in spoilt[:half]:
+        resampled = third // 2 if self.mixed else third
+        for row in spoilt[:resampled]:
             places = torch.randperm(8, generator=generator)[
                 : 2 + int(torch.randint(3, (), generator=generator))
             ]
             row[places] = torch.randint(vocab, (len(places),), generator=generator)
-        spoilt[half:] = chimeras(spoilt[half:], true, generator)
+        spoilt[resampled:] = chimeras(spoilt[resampled:], true, generator)
         found = (
             [
                 self.pool[int(i)]
@@ -75,11 +75,12 @@ def mistaken_chimeras(
     host: Tensor,
     others: Tensor,
     generator: torch.Generator,
+    keep: int,
     tries: int = 48,
-    keep: int = 2,
 ) -> list[Tensor]:
-    """Of chimeras of a scene's tokens, host Int64[T], those that the model under training takes
-    most for its caption (features Float[d]), though they no longer look like it."""
+    """Of `tries` chimeras of a scene's tokens, host Int64[T], and others Int64[M, T], the `keep`
+    (or fewer) that the model under training takes most for the scene's caption (features Float[d]),
+    though they no longer look like it: Int64[T] each."""
     pool = chimeras(host.expand(tries, -1), others, generator)
     images = tokenizer.decode(torch.cat([host[None], pool]).to(tokenizer.device))
     off = (images[1:] - images[:1]).square().flatten(1).mean(1).cpu()

@@ -81,13 +81,13 @@ class TokenizerTrainer(nn.Module):
         grafts: between their codes; what is decoded is then compared with the grafted scenes.
         """
         cfg = self.cfg
-        encoded, images = scenes, world.render(scenes, cfg.image_size).images
-        seen = self.model.encoder.describe(images)
+        encoded, target = scenes, world.render(scenes, cfg.image_size)
+        seen = self.model.encoder.describe(target.images)
         codes = self.model.encoder.to_codes(seen).unflatten(1, self.model.encoder.shape)
         codes = self.fsq.quantise(codes)
         if grafts is not None:
             codes, scenes = grafts.codes(codes), grafts.scenes(scenes)
-        target = world.render(scenes, cfg.image_size)
+            target = world.render(scenes, cfg.image_size)
         present, sprites = world.sprite_targets(scenes, cfg.canvas_size)
         keep = torch.arange(cfg.num_tokens, device=lengths.device) < lengths[:, None]
         layered, trunk = self.model.layers(codes, keep)
@@ -108,7 +108,6 @@ class TokenizerTrainer(nn.Module):
             "present": 0.1 * F.binary_cross_entropy_with_logits(layered.present, present.float()),
         }
         described = described.float()
-
         there = encoded.objects >= 0
 
         def per_slot(head: nn.Linear) -> Tensor:
