@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.toy_world import SIZES, apart, make_world, tokenizer_model, weights, write_verifier
 from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training import clip, groups, tokenizer
+from tfgen.training import clip, clip_batches, groups, tokenizer
 from tfgen.training.captions import Captioner
 from tfgen.training.common import cache_folder, learning_rate, load_config
 from tfgen.training.negatives import embed
@@ -188,8 +188,8 @@ def test_a_verifier_learns_a_few_scenes(
 ) -> None:
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
     few = groups.grouped(world, Captioner(world.specs), 1, generator, rng)
-    monkeypatch.setattr(clip, "grouped", lambda *_: few)
-    monkeypatch.setattr(clip, "learning_rate", lambda *_, **__: 2e-3)
+    monkeypatch.setattr(clip_batches, "grouped", lambda *_: few)
+    monkeypatch.setattr(clip, "learning_rate", lambda *_, **__: 1e-3)
     clip.train(CLIP, tmp_path, "cpu", world, until=12)
     seen = losses(tmp_path)
     assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
@@ -204,8 +204,8 @@ def test_the_second_stage_goes_on_from_the_first_on_what_a_search_shows(
     begin = tmp_path / "first" / "checkpoint.safetensors"
     second, _ = clip.train(CLIP, tmp_path / "second", "cpu", world, decoder, begin, until=2)
     rows = [row for row in log(tmp_path / "second") if "loss" in row]
-    assert all(row["null"] > 0 for row in rows)
-    assert "null" not in log(tmp_path / "first")[0]
+    assert all(row["nothing"] > 0 for row in rows)
+    assert "nothing" not in log(tmp_path / "first")[0]
     assert 0 < apart(weights(second), weights(first)) < 0.1
 
 
@@ -214,7 +214,7 @@ def test_chimeras_are_mined_only_where_the_config_asks_for_them(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(clip, "mistaken_chimeras", lambda *args: asked.append(args) or [])
+    monkeypatch.setattr(clip_batches, "mistaken_chimeras", lambda *args: asked.append(args) or [])
     decoder = SpritesTokenizer(tokenizer_model(64))
     clip.train(CLIP, tmp_path / "without", "cpu", world, decoder, until=4)
     assert asked == []

@@ -169,6 +169,28 @@ def test_the_contrast_score_is_the_log_probability_of_the_prompt(worldly: Path) 
             assert score == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_picture_of_nothing_scores_as_the_empty_caption_tells(worldly: Path) -> None:
+    """Where the verifier has learned what shows nothing, that is a factor of its own."""
+    verifier = ClipVerifier.load(worldly)
+    plain = verifier.prepare("a red fox and a bear")
+    verifier.words = replace(verifier.words, nothing=[""])
+    target = verifier.prepare("a red fox and a bear")
+    assert target.captions == (*plain.captions, "")
+    assert target.factors == (*plain.factors, "nothing")
+    seen = verifier.embed(pictures(3))
+    with torch.no_grad():
+        empty = verifier.model.encode_text(verifier.tokenize([""]), normalize=True)[0]
+        scale = verifier.model.logit_scale.exp()
+        own = scale * (seen @ target.text[:, 0].T).amax(1)
+        added = -torch.nn.functional.softplus(scale * (seen @ empty) - own)
+    expected = verifier.score_embeddings(seen, plain) + added
+    torch.testing.assert_close(verifier.score_embeddings(seen, target), expected)
+    assert verifier.prepare("a red fox", ["a cat"]).factors[-2:] == ("nothing", "negative")
+    bare = ClipVerifier.load(worldly, score="cosine")
+    bare.words = verifier.words
+    assert bare.prepare("a red fox").captions == ()
+
+
 def test_where_the_prompt_leaves_an_arrangement_open_each_caption_counts_as_its_best(
     worldly: Path,
 ) -> None:

@@ -7,6 +7,7 @@ beside the words (`Mentions`), so that training knows exactly which other pictur
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,15 @@ class Mentions:
     kinds: Tensor
     colours: Tensor
 
-    def to(self, device: torch.device) -> Mentions:
+    def __getitem__(self, rows: Tensor | slice) -> Mentions:
+        return Mentions(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
+
+    @staticmethod
+    def cat(parts: Sequence[Mentions]) -> Mentions:
+        fields = Mentions.__dataclass_fields__
+        return Mentions(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
+
+    def to(self, device: torch.device | str) -> Mentions:
         return Mentions(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
 
 

@@ -4,9 +4,10 @@
 
 Two stages, both resumable: clean scenes first; then, with `--tokenizer`, pictures as a search will
 show them: decoded prefixes, and negatives that fit no caption (random tokens, true tokens
-perturbed, sequences that a search against the current model found). Batches are groups of scenes
-that differ in ONE factor, so that no caption can be told by its other words; captions that also fit
-another picture of the batch are masked out.
+perturbed, sequences that a search against the current model found) and, with `--found`, what real
+searches came to, see `found`. Batches are groups of scenes that differ in ONE factor, so that no
+caption can be told by its other words; captions that also fit another picture of the batch are
+masked out.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tfgen.training.captions import (
     Mentions,
     fits,
 )
+from tfgen.training.clip_batches import NOTHING, Batch, Batches
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
     Training,
@@ -49,14 +51,8 @@ from tfgen.training.common import (
     load_checkpoint,
     load_config,
 )
-from tfgen.training.groups import FACTOR_WEIGHTS, GROUP, PAIRS, augment, grouped
-from tfgen.training.negatives import (
-    Negatives,
-    embed,
-    mistaken_chimeras,
-    odd_ones_out,
-    search_failures,
-)
+from tfgen.training.found import Found
+from tfgen.training.negatives import embed
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import WEIGHTS_FILE
@@ -131,16 +127,16 @@ def contrast_words(captioner: Captioner) -> dict[str, Any]:
         ],
         "sizes": [list(w) for w in SIZE_WORDS.values()],
         "places": [list(w) for w in PLACE_PHRASES.values()],
+        "nothing": [NOTHING],
     }
 
 
 class ClipTrainer(nn.Module):
-    """The open_clip model, a learned null text, the attribute heads, and the loss."""
+    """The open_clip model, the attribute heads, and the loss."""
 
     def __init__(self, vocab_size: int, width: int, num_objects: int, head_weight: float):
         super().__init__()
         self.model = create(vocab_size, width)
-        self.null = nn.Parameter(torch.randn(256) * 0.02)
         features = SpritesTower.num_features
         sizes = (
             len(BACKGROUNDS),
@@ -154,31 +150,23 @@ class ClipTrainer(nn.Module):
         self.said_sizes = (len(BACKGROUNDS), num_objects, num_objects, len(RELATION_WORDS), 2, 2)
         self.said = nn.Linear(256, sum(self.said_sizes))
 
-    def forward(
-        self,
-        images: Tensor,
-        tokens: Tensor,
-        scenes: Scenes,
-        mentions: Mentions,
-        weights: Tensor,
-        negatives: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """images Float[N, 3, S, S] in [0, 1] of the scenes; tokens Int64[N, L] of their captions,
-        which state `mentions`; weights Float[N]; negatives Float[M, 3, S, S], which fit no caption.
-        """
-        n = len(images)
-        clash = fits(mentions, scenes).fill_diagonal_(False)  # caption i also fits picture j
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, of N pictures of scenes, M that fit the empty caption only, and A
+        captions that were asked for, and its parts."""
+        images, scenes, weights = batch.images, batch.scenes, batch.weights
+        n, negatives = len(images), batch.negatives
+        # Caption i also fits picture j.
+        clash = fits(batch.mentions, scenes).fill_diagonal_(False)
         shown = images if negatives is None else torch.cat([images, negatives])
         shown = (shown * 2 - 1).contiguous(memory_format=torch.channels_last)
         hidden = self.model.visual.trunk.forward_features(shown)
         seen = F.normalize(self.model.visual.trunk.head(hidden).float(), dim=-1)
         with sdpa_kernel(SDPBackend.MATH):  # for 24 words the fused kernel's backward is slower
-            spoken = self.model.encode_text(tokens).float()
+            spoken = self.model.encode_text(batch.text).float()
         text = F.normalize(spoken, dim=-1)
-        text = torch.cat([text, F.normalize(self.null, dim=0)[None]])
         with torch.autocast(images.device.type, enabled=False):
-            logits = self.model.logit_scale.exp().clamp(max=80) * seen @ text.T  # [N + M, N + 1]
-        mask = F.pad(clash.T, (0, 1, 0, len(shown) - n))  # the null text clashes with nothing
+            logits = self.model.logit_scale.exp().clamp(max=80) * seen @ text.T  # [N+M, N+A+1]
+        mask = F.pad(clash.T, (0, 1, 0, len(shown) - n))  # the empty caption clashes with nothing
         logits = logits.masked_fill(mask, -1e4)
         index = torch.arange(n, device=images.device)
         by_image = F.cross_entropy(logits[:n], index, reduction="none")
@@ -189,12 +177,12 @@ class ClipTrainer(nn.Module):
         }
         loss = parts["by_image"] + parts["by_text"]
         if negatives is not None:
-            null = torch.full((len(negatives),), n, device=images.device)
-            parts["null"] = F.cross_entropy(logits[n:], null)
-            loss = loss + 0.5 * parts["null"]
+            last = torch.full((len(negatives),), len(text) - 1, device=images.device)
+            parts["nothing"] = F.cross_entropy(logits[n:], last)
+            loss = loss + 0.5 * parts["nothing"]
         if self.head_weight:
             parts["heads"] = self._heads(hidden[:n].float(), scenes, weights)
-            parts["said"] = self._said(spoken, mentions)
+            parts["said"] = self._said(spoken[:-1], batch.mentions)
             loss = loss + self.head_weight * (parts["heads"] + parts["said"])
         return loss, parts
 
@@ -305,14 +293,20 @@ def main() -> None:
         "--tokenizer", type=Path, help="folder of a tokenizer: train on its decodes too"
     )
     parser.add_argument(
+        "--found", type=Path, help="what searches with this tokenizer found, by training.found"
+    )
+    parser.add_argument(
         "--export", type=Path, help="write the verifier's files to this folder at the end"
     )
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
+    if args.found and not args.tokenizer:
+        parser.error("--found are tokens: give their --tokenizer")
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device) if args.tokenizer else None
+    found = Found.open(args.found) if args.found else None
     world = World(config["tier"], (64,), device=args.device, free=config.get("free", 0.0))
     folder = cache_folder() / "runs" / args.run
-    begin = {"begin": args.start, "model": args.model, "tower": args.tower}
+    begin = {"begin": args.start, "model": args.model, "tower": args.tower, "found": found}
     limits = {"until": args.until, "deadline": deadline_in(args.minutes)}
     trainer, words = train(config, folder, args.device, world, tokenizer, **begin, **limits)
     if args.export:
@@ -328,13 +322,15 @@ def train(
     begin: Path | None = None,
     model: Path | None = None,
     tower: Path | None = None,
+    found: Found | None = None,
     until: int | None = None,
     deadline: float | None = None,
 ) -> tuple[ClipTrainer, WordTokenizer]:
     """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights.
 
-    A config's "start", a verifier, has precedence over `tower`. deadline: see Training; raises
-    TimeUp there.
+    A config's "start", a verifier, has precedence over `tower`. found: pictures of the tokenizer,
+    of which each step has as many as the config's "found". deadline: see Training; raises TimeUp
+    there.
     """
     torch.manual_seed(config["seed"])
     captioner = Captioner(world.specs)
@@ -375,70 +371,16 @@ def train(
         codes = tokenizer.encode(held_images["clean"])
         held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
 
-    mixed = config.get("chimeras", 0)  # of those mistaken for a caption, how many to keep each time
-    negatives = Negatives(tokenizer, mixed=mixed > 0) if tokenizer is not None else None
-    size = config["groups"] * GROUP
-    factors, pairs = config.get("factors", FACTOR_WEIGHTS), config.get("pairs", PAIRS)
+    batches = Batches(world, captioner, words, config, tokenizer, found)
     for step in training:
-        seed = config["seed"] * 1_000_003 + step
-        generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
-        scenes, captions, mentions = grouped(
-            world, captioner, config["groups"], generator, rng, factors, pairs
-        )
-        text = words(captions)
-        forgotten = (
-            (torch.rand(text.shape, generator=generator) < 0.01) & (text > 2) & (text != words.end)
-        )
-        text = text.masked_fill(forgotten, 1).to(device)
-        images = world.render(scenes).images
-        weights = torch.ones(size, device=device)
-        extra = None
-        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"])
-        if negatives is not None:
-            rows = torch.randperm(size, generator=generator)[: int(size * config["decoded_share"])]
-            with torch.no_grad(), autocast:
-                true = tokenizer.encode(images[rows])
-                lengths = torch.randint(
-                    2, tokenizer.num_tokens + 1, (len(rows),), generator=generator
-                )
-                lengths = torch.where(
-                    torch.rand(len(rows), generator=generator) < 0.5, lengths.clamp(max=8), lengths
-                )
-                decoded = tokenizer.decode_lengths(true, lengths.to(device)).float()
-                extra = negatives.draw(config["negatives"], true.cpu(), generator).float()
-                if config["odd"]:
-                    odd = world.render(odd_ones_out(world, config["odd"], generator)).images
-                    redrawn = tokenizer.decode(tokenizer.encode(odd[::2])).float()
-                    extra = torch.cat([extra, odd[1::2], redrawn])
-            images[rows] = decoded
-            weights[rows[lengths < 4]] = 0.3
-        images = augment(images, generator)
-        with autocast:
-            loss, parts = trainer(
-                images, text, scenes, mentions.to(torch.device(device)), weights, extra
-            )
+        batch = batches.draw(step)
+        with batches.autocast():
+            loss, parts = trainer(batch)
         parts["scale"] = trainer.model.logit_scale.detach().exp()
         rate = learning_rate(step, config["steps"], config["peak_lr"], flat=config["flat"])
         training.learn(loss, parts, rate)
-        if negatives is not None and training.done % config["mine_every"] == 0:
-            with torch.no_grad(), autocast:
-                asked, told = trainer.model.encode_text(
-                    text[[0, int(rows[0])]], normalize=True
-                ).float()
-                negatives.add(search_failures(trainer.model, tokenizer, asked, generator))
-                if mixed:
-                    scenes_tokens = true.cpu()
-                    negatives.add(
-                        mistaken_chimeras(
-                            trainer.model,
-                            tokenizer,
-                            told,
-                            scenes_tokens[0],
-                            scenes_tokens,
-                            generator,
-                            mixed,
-                        )
-                    )
+        if training.done % config["mine_every"] == 0:
+            batches.mine(trainer.model, batch)
         if training.is_milestone:
             averaged = training.averaged(fresh()).eval()
             for kind, shown in held_images.items():

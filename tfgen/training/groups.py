@@ -110,9 +110,7 @@ def grouped(
         scenes.append(part)
         captions += words
         mentions.append(said)
-    fields = Mentions.__dataclass_fields__
-    joined = Mentions(*(torch.cat([getattr(m, f) for m in mentions]) for f in fields))
-    return Scenes.cat(scenes), captions, joined
+    return Scenes.cat(scenes), captions, Mentions.cat(mentions)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

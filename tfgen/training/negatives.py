@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.colours import COLOURS
+from tfgen.training.reading import SHORTEST, Reader
 from tfgen.training.world import LAYOUT_INDEX, Scenes, World
 
 ALIKE = 0.004
@@ -19,11 +22,18 @@ class Negatives:
 
     Thirds: random tokens; true tokens of which some early ones are resampled (with `mixed`, half of
     them are chimeras instead); and a pool of what searches against the current model found,
-    refilled a little at a time.
+    refilled a little at a time. With a `reader`, those that show a scene after all are left out.
     """
 
-    def __init__(self, tokenizer: SpritesTokenizer, pool: int = 512, mixed: bool = False):
-        self.tokenizer, self.pool, self.size, self.mixed = tokenizer, [], pool, mixed
+    def __init__(
+        self,
+        tokenizer: SpritesTokenizer,
+        pool: int = 512,
+        mixed: bool = False,
+        reader: Reader | None = None,
+    ):
+        self.tokenizer, self.pool, self.size = tokenizer, [], pool
+        self.mixed, self.reader = mixed, reader
 
     def draw(self, n: int, true: Tensor, generator: torch.Generator) -> Tensor:
         """Pictures Float[<= n, 3, S, S]; true: encoded scenes Int64[N, T] to perturb."""
@@ -49,6 +59,9 @@ class Negatives:
         rows = [*noise, *spoilt]
         lengths = torch.randint(2, length + 1, (len(rows),), generator=generator).tolist()
         rows = [r[:k] for r, k in zip(rows, lengths, strict=True)] + found
+        if self.reader is not None:
+            shown = self.reader.read(*padded(rows, length)).clear.tolist()
+            rows = [r for r, s in zip(rows, shown, strict=True) if len(r) < SHORTEST or not s]
         return decode_mixed(self.tokenizer, rows)
 
     def add(self, tokens: list[Tensor]) -> None:
@@ -115,11 +128,16 @@ def odd_ones_out(world: World, n: int, generator: torch.Generator) -> Scenes:
 
 def decode_mixed(tokenizer: SpritesTokenizer, prefixes: list[Tensor]) -> Tensor:
     """Decode prefixes of different lengths in one pass."""
-    full = torch.zeros(len(prefixes), tokenizer.num_tokens, dtype=torch.long)
+    full, lengths = padded(prefixes, tokenizer.num_tokens)
+    return tokenizer.decode_lengths(full.to(tokenizer.device), lengths.to(tokenizer.device))
+
+
+def padded(prefixes: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Prefixes of different lengths as Int64[N, length], and their lengths Int64[N]."""
+    full = torch.zeros(len(prefixes), length, dtype=torch.int64)
     for row, prefix in zip(full, prefixes, strict=True):
         row[: len(prefix)] = prefix
-    lengths = torch.tensor([len(p) for p in prefixes])
-    return tokenizer.decode_lengths(full.to(tokenizer.device), lengths.to(tokenizer.device))
+    return full, torch.tensor([len(prefix) for prefix in prefixes], dtype=torch.int64)
 
 
 @torch.no_grad()

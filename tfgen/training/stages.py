@@ -19,12 +19,23 @@ from tfgen import hub
 from tfgen.atlas import FILE_NAME as ATLAS_FILE
 from tfgen.atlas import Atlas
 from tfgen.judge import WEIGHTS_FILE as JUDGE_FILE
+from tfgen.pipeline import Pipeline
 from tfgen.priors.autoregressive import FILE_NAME as AUTOREGRESSIVE_FILE
 from tfgen.priors.bank import FILE_NAME as BANK_FILE
 from tfgen.priors.frequency import FILE_NAME as PRIOR_FILE
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import CONFIG_FILE, RENDERER_FILE, WEIGHTS_FILE
-from tfgen.training import autoregressive, bank, clip, grid, judge, prior, renderer, tokenizer
+from tfgen.training import (
+    autoregressive,
+    bank,
+    clip,
+    found,
+    grid,
+    judge,
+    prior,
+    renderer,
+    tokenizer,
+)
 from tfgen.training.captions import Captioner
 from tfgen.training.common import Timer
 from tfgen.training.judge_scenes import JudgeWorld
@@ -36,6 +47,7 @@ from tfgen.verifiers.words import WordTokenizer
 
 SPRITES, GRID, CLIP, JUDGE = "sprites", "sprites-grid", "sprites-clip", "sprites-judge"
 MODELS = (SPRITES, CLIP, JUDGE, GRID)
+FOUND = "stages/found/found.safetensors"
 MOST_WORKERS = 12  # processes that draw scenes for the judge, beside a GPU
 Config = dict[str, Any]
 
@@ -89,7 +101,7 @@ Run = Callable[[Materials, Config, Path], None]
 def train_tokenizer(materials: Materials, config: Config, folder: Path) -> None:
     world, limit = materials.world(config), materials.deadline
     trained = tokenizer.train(config, folder, materials.device, world, deadline=limit)
-    begin_config(materials.out, SPRITES)
+    begin_config(materials.out, SPRITES, trained.cfg.num_tokens)
     tokenizer.export(trained, materials.out / SPRITES)
 
 
@@ -117,18 +129,55 @@ def count_prior(name: str) -> Run:
 
 def train_clip(before: str | None, last: bool = False) -> Run:
     """before: the stage whose verifier it goes on from, on decodes; None: on clean scenes, from the
-    tokenizer's encoder; last: whether its verifier is the one that comes out."""
+    tokenizer's encoder; last: whether it learns from what searches with that one found, too, and
+    its verifier is the one that comes out."""
 
     def run(materials: Materials, config: Config, folder: Path) -> None:
         world, ordered = materials.world(config), materials.out / SPRITES
         begin: dict[str, Any] = {"tower": ordered}
         if before:
             begin = {"model": materials.exported(before), "tokenizer": materials.tokenizer()}
+        if last:
+            begin["found"] = found.Found.open(materials.out / FOUND)
         trained, words = clip.train(
             config, folder, materials.device, world, deadline=materials.deadline, **begin
         )
         target = materials.out / CLIP if last else materials.exported(folder.name)
         clip.export(trained, words, Captioner(world.specs), config["width"], target)
+
+    return run
+
+
+def search_for_captions(before: str) -> Run:
+    """Search with the verifier of the stage `before` and a bank of its own."""
+
+    def run(materials: Materials, config: Config, folder: Path) -> None:
+        timer = Timer(materials.deadline)
+        verifier, path = materials.exported(before), folder / BANK_FILE
+        bank.build(
+            materials.world(config, config["pairs"]),
+            materials.tokenizer(),
+            ClipVerifier.load(verifier, materials.device),
+            config["scenes"],
+            path,
+            config["tier"],
+            timer,
+        )
+        pipeline = Pipeline.load(
+            str(materials.out / SPRITES),
+            verifier=str(verifier),
+            prior=f"retrieval:{path}",
+            device=materials.device,
+        )
+        found.search_for(
+            materials.world(config),
+            pipeline,
+            config["captions"],
+            config["budget"],
+            config["seed"],
+            materials.out / FOUND,
+            timer,
+        )
 
     return run
 
@@ -186,16 +235,17 @@ def train_autoregressive(name: str) -> Run:
 def train_grid(materials: Materials, config: Config, folder: Path) -> None:
     world, limit = materials.world(config), materials.deadline
     trained = grid.train(config, folder, materials.device, world, deadline=limit)
-    begin_config(materials.out, GRID)
+    begin_config(materials.out, GRID, trained.cfg.num_tokens)
     grid.export(trained, materials.out / GRID)
 
 
-def begin_config(out: Path, name: str) -> None:
+def begin_config(out: Path, name: str, num_tokens: int) -> None:
     """A tokenizer.json with the search defaults of the packaged model of this name, to be filled;
-    one that is there stays."""
+    one that is there stays. num_tokens: how many a search can have at most."""
     path = out / name / CONFIG_FILE
     if not path.exists():
         defaults = hub.read_json(hub.WEIGHTS / name / CONFIG_FILE)["search_defaults"]
+        defaults["tokens"] = min(defaults["tokens"], num_tokens)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"search_defaults": defaults})
 
@@ -258,28 +308,42 @@ STAGES = (
         "clip_pairs",
         "clip_{}_pairs.json",
         ("tokenizer", "clip_odd"),
+        (_MODEL.format("clip_pairs"),),
+        train_clip("clip_odd"),
+    ),
+    Stage(
+        "found",
+        "found_{}.json",
+        ("tokenizer", "renderer", "prior", "clip_pairs"),
+        (FOUND,),
+        search_for_captions("clip_pairs"),
+    ),
+    Stage(
+        "clip_found",
+        "clip_{}_found.json",
+        ("tokenizer", "found"),
         (f"{CLIP}/{CLIP_FILE}", f"{CLIP}/vocabulary.json", f"{CLIP}/contrast.json"),
-        train_clip("clip_odd", last=True),
+        train_clip("clip_pairs", last=True),
     ),
     Stage("judge", "judge_{}.json", ("tokenizer",), (f"{JUDGE}/{JUDGE_FILE}",), train_judge),
     Stage(
         "bank",
         "bank_{}.json",
-        ("tokenizer", "renderer", "clip_pairs"),
+        ("tokenizer", "renderer", "clip_found"),
         (f"{SPRITES}/{BANK_FILE}",),
         build_bank,
     ),
     Stage(
         "atlas",
         "",
-        ("tokenizer", "renderer", "clip_pairs"),
+        ("tokenizer", "renderer", "clip_found"),
         (f"{SPRITES}/{ATLAS_FILE}",),
         build_atlas,
     ),
     Stage(
         "autoregressive",
         "autoregressive_{}.json",
-        ("tokenizer", "renderer", "clip_pairs"),
+        ("tokenizer", "renderer", "clip_found"),
         (f"{SPRITES}/{AUTOREGRESSIVE_FILE}",),
         train_autoregressive(SPRITES),
     ),
@@ -294,7 +358,7 @@ STAGES = (
     Stage(
         "grid_autoregressive",  # the same config gives every tokenizer the same scenes and steps
         "autoregressive_{}.json",
-        ("grid", "clip_pairs"),
+        ("grid", "clip_found"),
         (f"{GRID}/{AUTOREGRESSIVE_FILE}",),
         train_autoregressive(GRID),
     ),

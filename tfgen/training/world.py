@@ -240,11 +240,15 @@ class World:
         bank = self.sprite_bank(size)
         return present, bank[scenes.objects[present], scenes.colours[present]].float() / 255
 
-    def backgrounds(self, scenes: Scenes, size: int) -> Tensor:
-        """The scenes without their objects: Float[N, 3, size, size]."""
+    def background_bank(self, size: int) -> Tensor:
+        """Every variant of every background: uint8 [backgrounds, variants, 3, size, size]."""
         if size not in self._backgrounds:
             self._backgrounds[size] = paint_bank(size, self.variants).to(self.device)
-        return self._backgrounds[size][scenes.background, scenes.variant].float() / 255
+        return self._backgrounds[size]
+
+    def backgrounds(self, scenes: Scenes, size: int) -> Tensor:
+        """The scenes without their objects: Float[N, 3, size, size]."""
+        return self.background_bank(size)[scenes.background, scenes.variant].float() / 255
 
     def render(self, scenes: Scenes, size: int = 64) -> Layers:
         """Paint the scenes at `size` pixels."""

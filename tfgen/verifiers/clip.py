@@ -235,6 +235,7 @@ class ClipVerifier(Verifier):
             swaps = {c: factor for factor, group in self.words.swaps(prompt).items() for c in group}
             fitting = zip(swaps.items(), self._fit(list(swaps)), strict=True)
             captions = {caption: factor for (caption, factor), fits in fitting if fits}
+            captions |= dict.fromkeys(self.words.nothing, "nothing")
         # Contrast captions have no punctuation; what they are compared with must not stand out.
         texts = [" ".join(words) if captions else prompt]
         for negative in negatives:

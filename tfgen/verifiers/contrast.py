@@ -19,7 +19,7 @@ from tfgen.errors import InputError
 from tfgen.hub import read_json
 from tfgen.verifiers.words import SPELLINGS, WordTokenizer, article, plural
 
-OPTIONAL = frozenset({"arrangements", "sizes", "places"})
+OPTIONAL = frozenset({"arrangements", "sizes", "places", "nothing"})
 FACTORS = ("object", "colour", "background", "count", "relation", "size", "place")
 
 # Words that part a noun from the words before it: what precedes them does not describe it.
@@ -53,7 +53,8 @@ class ContrastWords:
     its words; relations: per relation its phrases, as opposites in turn (0 and 1, 2 and 3);
     arrangements: {"open": phrases that join two objects and leave open which is where, "among":
     phrases that say it, one for each arrangement to be told apart}; sizes, places: per entry its
-    words.
+    words; nothing: captions, perhaps empty, that the verifier knows to mean pictures in which
+    nothing can be made out.
     """
 
     objects: list[dict[str, Any]]
@@ -64,6 +65,7 @@ class ContrastWords:
     arrangements: list[dict[str, list[str]]] = field(default_factory=list)
     sizes: list[list[str]] = field(default_factory=list)
     places: list[list[str]] = field(default_factory=list)
+    nothing: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path) -> ContrastWords:
