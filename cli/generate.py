@@ -65,6 +65,7 @@ def generate(
     shortlist_by: o.ShortlistBy = None,
     screen: o.Screen = False,
     neighbours: o.Neighbours = None,
+    crossover: o.Crossover = None,
     refine: o.Refine = None,
     anneal: o.Anneal = None,
     no_atlas: o.NoAtlas = False,

@@ -226,6 +226,14 @@ Neighbours = Annotated[
     int | None,
     option(METHOD, "After the search let N pictures of the prior's bank compete.", metavar="N"),
 ]
+Crossover = Annotated[
+    int | None,
+    option(
+        METHOD,
+        "After the search let the best prefixes take runs of tokens from other pictures.",
+        metavar="ROUNDS",
+    ),
+]
 Refine = Annotated[
     int | None,
     option(
@@ -279,7 +287,7 @@ Resume = Annotated[
 SAME = (  # options that are called as the setting is
     "search beam candidates samples tokens schedule prior_strength prior_weight rollouts rollout "
     "rollout_score lookahead_steps branch first_step max_children keep complete shortlist "
-    "shortlist_by neighbours refine anneal budget time_limit batch_size"
+    "shortlist_by neighbours crossover refine anneal budget time_limit batch_size"
 ).split()
 
 

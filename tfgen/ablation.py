@@ -68,11 +68,14 @@ class Picture:
         }
 
 
+PLAIN = {"atlas": False, "neighbours": 0, "crossover": 0}
+
+
 class Ablation:
     """A grid of priors, strengths and weights, by which to search for any number of prompts.
 
-    The atlas is not used, since with it a prior proposes no first token; and no neighbours, which
-    are whole pictures of a prior's bank and no proposals.
+    The atlas is not used, since with it a prior proposes no first token; nor neighbours
+    and crossover, which take pictures of a prior's bank and are no proposals.
     """
 
     def __init__(
@@ -124,10 +127,8 @@ class Ablation:
         KeyboardInterrupt at Ctrl-C: a search that did not end is in no comparison.
         """
         for cell in self.cells:
-            varied = {"prior_strength": cell.strength, "prior_weight": cell.weight}
-            result = self._pipelines[cell.prior].generate(
-                prompt, seed=seed, **{**options, **varied, "atlas": False, "neighbours": 0}
-            )
+            varied = {"prior_strength": cell.strength, "prior_weight": cell.weight, **PLAIN}
+            result = self._pipelines[cell.prior].generate(prompt, seed=seed, **options | varied)
             if result.interrupted:
                 raise KeyboardInterrupt
             said = None

@@ -66,7 +66,7 @@ def test_help_lists_the_commands_and_generates_options(run: Callable[..., Run]) 
         "--budget --batch-size --json --quiet --search --samples --lookahead --rollouts "
         "--rollout --rollout-score --lookahead-steps --start --branch --first-step --repeats "
         "--max-children --keep --complete --shortlist --shortlist-by --screen --neighbours "
-        "--refine --anneal --no-atlas --time-limit --trace --resume --views"
+        "--crossover --refine --anneal --no-atlas --time-limit --trace --resume --views"
     )
     assert all(option in generate.out for option in options.split())
     for told in ("beam|lookahead|best-of-n", "FILE.jsonl"):

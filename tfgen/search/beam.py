@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from tfgen.search.completion import complete_beam
+from tfgen.search.crossover import cross_over
 from tfgen.search.neighbours import add_neighbours
 from tfgen.search.records import SearchResult
 from tfgen.search.refinement import refine
@@ -55,6 +56,7 @@ def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchRes
             pool = candidates(trail, length)
             trail.rank(pool, rollouts=roll_out(pool))
         add_neighbours(trail)
+        cross_over(trail)
         complete_beam(trail)
         refine(trail)
     return trail.result()

@@ -25,7 +25,8 @@ class Plan:
     """What each step of a search wants, and what it gets of what is left.
 
     wants: decodes of each step, in order, if no candidate comes up twice. Stages that follow the
-    search (neighbours, completion, refinement) append theirs, so that it leaves them their share.
+    search (neighbours, crossover, completion, refinement) append theirs, so that it leaves them
+    their share.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Plan:
             self.wants = [min(ROUND, self.samples - made) for made in range(0, self.samples, ROUND)]
         else:
             self.wants += [settings.neighbours] if settings.neighbours else []
+            self.wants += settings.crossover * [settings.beam * settings.candidates]
             self.wants += [settings.beam] if settings.complete else []
         positions = (num_tokens if settings.complete else lengths[-1]) - start.shape[1]
         each = min(REFINED, settings.beam) * min(settings.candidates, vocab_size - 1)

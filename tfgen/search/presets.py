@@ -13,6 +13,7 @@ SOTO: dict[str, Any] = {
     "prior_strength": 0.0,  # its uniform prior
     "prior_weight": 0.0,
     "neighbours": 0,
+    "crossover": 0,
     "max_children": None,  # one parent may take all places
     "atlas": False,
 }

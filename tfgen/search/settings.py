@@ -32,6 +32,7 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "shortlist": ("beam",),
     "screen": ("beam",),
     "neighbours": ("beam", "lookahead"),
+    "crossover": ("beam", "lookahead"),
     "refine": ("beam", "lookahead"),
 }
 
@@ -122,6 +123,10 @@ class SearchSettings:
     their stored embeddings, compete with what was found. From 0; it is 0 where the prior has no
     bank, and at λ = 0."""
 
+    crossover: int = 0
+    """After the search, so many rounds in which its best prefixes take runs of tokens from each
+    other and from those pictures of the prior's bank. From 0."""
+
     refine: int = 0
     """After the search, sweeps over the tokens of its best prefixes, each chosen again with all
     others held fixed. From 0."""
@@ -150,7 +155,7 @@ class SearchSettings:
                 raise unknown(name, value, choices)
         for name in ("beam", "candidates", "rollouts"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("refine", "shortlist", "neighbours"):
+        for name in ("refine", "shortlist", "neighbours", "crossover"):
             whole_number(name, getattr(self, name), 0)
         optional = {"tokens": 1, "max_children": 1, "samples": 1, "lookahead_steps": 0}
         optional |= {"budget": 1, "batch_size": 1}

@@ -1,0 +1,88 @@
+"""Crossover: after the search, its best prefixes take runs of tokens from other pictures.
+
+A prior proposes token by token, and a new object takes several tokens, of which the first alone
+gain nothing. A picture that already shows the object has them all, and where a code is ordered,
+mostly in one run: two objects, or an object and a background, that were never seen together, are
+put together by one exchange.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tfgen.search.plan import REFINED
+from tfgen.search.trail import Trail
+
+PHASE = "crossover"
+DONORS = 64
+"""Pictures of the bank that give tokens."""
+TRIES = 4
+"""Children that are drawn, for each that is wanted: some come up twice, or are their parent."""
+
+
+def cross_over(trail: Trail) -> None:
+    """Exchange runs of tokens.
+
+        donors = the beam, and of all pictures in the prior's bank the DONORS that score best by
+                 their stored embeddings
+        `crossover` times:
+            pool = the beam, and `beam` * `candidates` children: one of the REFINED best prefixes,
+                   with the tokens from a to b, both drawn, of a donor
+            beam = the `beam` best of the pool
+
+    Tokens given as `start` stay. At λ = 0, or where the prior has no bank, the donors are the beam.
+
+    Source: two-point crossover (Holland, "Adaptation in Natural and Artificial Systems", 1975).
+    """
+    done = sum(step.phase == PHASE for step in trail.steps)
+    if done >= trail.settings.crossover:
+        return
+    with trail.evaluator.accounts.timed("propose"):
+        held = _held(trail, trail.beam.shape[1])
+    for _ in range(done, trail.settings.crossover):
+        with trail.evaluator.accounts.timed("propose"):
+            children, parents = _children(trail, held)
+        pool, rows = torch.cat([trail.beam, children]), torch.arange(len(trail.beam))
+        trail.rank(pool, parents=torch.cat([rows, parents]), phase=PHASE)
+
+
+def _children(trail: Trail, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Int64[N, k], distinct, none of which is in the beam, and Int64[N], each one's parent in it;
+    N is the decodes that the step may make, or less where there are not as many. held: of the bank,
+    Int64[D, k]."""
+    beam, start = trail.beam.cpu(), trail.start.shape[1]
+    donors = torch.cat([beam, held])
+    share, length = trail.share(), beam.shape[1]
+    count = TRIES * share
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (count,), generator=trail.generator)
+
+    mothers, fathers = draw(min(REFINED, len(beam))), draw(len(donors))
+    # Two different cuts of the places between tokens, ends included.
+    places = length - start + 1
+    first = draw(places)
+    second = (first + 1 + draw(places - 1)) % places
+    a, b = start + torch.minimum(first, second), start + torch.maximum(first, second)
+    at = torch.arange(length)
+    given = (at >= a[:, None]) & (at < b[:, None])
+    children = torch.where(given, donors[fathers], beam[mothers])
+    seen = set(map(tuple, beam.tolist()))
+    rows = []
+    for row, child in enumerate(map(tuple, children.tolist())):
+        if child not in seen and len(rows) < share:
+            seen.add(child)
+            rows.append(row)
+    return children[rows].to(trail.beam.device), mothers[rows]
+
+
+def _held(trail: Trail, length: int) -> Tensor:
+    """Of the pictures that the prior holds those that fit best, cut to this length; none at λ = 0,
+    at which a prior is not asked."""
+    if not (trail.settings.prior_strength and trail.prior.held):
+        return torch.zeros(0, length, dtype=torch.int64)
+    score = partial(trail.verifier.score_embeddings, target=trail.target)
+    return trail.prior.nearest(DONORS, score).cpu()[:, :length]
