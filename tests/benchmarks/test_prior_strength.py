@@ -83,7 +83,7 @@ def test_prior_strength_and_weight_reach_the_search(
         *(Cell(p, *at) for p in ("unigram", "frequency") for at in ((0, 0.5), (1, 0), (1, 0.5))),
     }
     proposals = {tuple(row["tokens"]) for row in rows(tmp_path)}
-    assert len(proposals) > 2  # what is searched differs
+    assert len(proposals) > 1  # what is searched differs
 
 
 def test_a_stopped_run_goes_on_with_all_cells_of_the_next_prompt(
