@@ -69,6 +69,7 @@ class Picture:
 
 
 PLAIN = {"atlas": False, "neighbours": 0, "crossover": 0}
+"""What would hide what a prior proposes; see `Ablation`."""
 
 
 class Ablation:

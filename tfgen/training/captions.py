@@ -7,7 +7,6 @@ beside the words (`Mentions`), so that training knows exactly which other pictur
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.objects import ObjectSpec
 from tfgen.training.places import arrangement
+from tfgen.training.rows import Rows
 from tfgen.training.world import Scenes
 from tfgen.verifiers.words import article
 
@@ -52,7 +52,7 @@ REVERSED_WORDS = {
 
 
 @dataclass
-class Mentions:
+class Mentions(Rows):
     """What N captions state; -1: left open.
 
     background, size (0 large, 1 small), place (0 left, 1 right): Int64[N]; count: Int64[N] objects
@@ -67,17 +67,6 @@ class Mentions:
     relation: Tensor
     kinds: Tensor
     colours: Tensor
-
-    def __getitem__(self, rows: Tensor | slice) -> Mentions:
-        return Mentions(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
-
-    @staticmethod
-    def cat(parts: Sequence[Mentions]) -> Mentions:
-        fields = Mentions.__dataclass_fields__
-        return Mentions(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
-
-    def to(self, device: torch.device | str) -> Mentions:
-        return Mentions(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)

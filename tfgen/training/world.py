@@ -20,6 +20,7 @@ from tfgen.training.backgrounds import BACKGROUNDS, paint_bank
 from tfgen.training.colours import COLOURS, recolour
 from tfgen.training.objects import ObjectSpec
 from tfgen.training.places import crowded, in_order, scatter
+from tfgen.training.rows import Rows
 from tfgen.training.sprites import load_sprites
 
 MAX_OBJECTS = 4
@@ -72,7 +73,7 @@ def nearest_layout(boxes: Tensor) -> Tensor:
 
 
 @dataclass
-class Scenes:
+class Scenes(Rows):
     """Ground truth of N scenes (all on one device).
 
     background, variant, layout: Int64[N] (the nearest layout, where objects stand anywhere);
@@ -89,17 +90,6 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.background)
-
-    def __getitem__(self, rows: Tensor | slice) -> Scenes:
-        return Scenes(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
-
-    @staticmethod
-    def cat(parts: list[Scenes]) -> Scenes:
-        fields = Scenes.__dataclass_fields__
-        return Scenes(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
-
-    def to(self, device: torch.device | str) -> Scenes:
-        return Scenes(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
 
     @property
     def counts(self) -> Tensor:
