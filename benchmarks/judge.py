@@ -32,6 +32,7 @@ from tfgen.training.colours import COLOURS
 from tfgen.training.judge import VISIBLE
 from tfgen.training.judge_scenes import MAX_PLACED, OTHERS, JudgeWorld, Placed
 from tfgen.training.judge_scenes import MIXED as MIXED_CLASS
+from tfgen.training.objects import PACKAGED_TIER
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUT_INDEX, LAYOUTS, Scenes, World
 
@@ -233,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--judge", type=Path, help="folder (default: the packaged judge)")
     parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="tokenizer: name or folder")
-    parser.add_argument("--tier", default="small")
+    parser.add_argument("--tier", default=PACKAGED_TIER)
     parser.add_argument("--scenes", type=int, default=2400)
     parser.add_argument("--strangers", type=int, default=400, help="scenes of each sort")
     parser.add_argument("-o", "--output", type=Path, default=Path("results"), metavar="DIR")

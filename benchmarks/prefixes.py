@@ -21,6 +21,7 @@ from tfgen import hub
 from tfgen.image_io import contact_sheet, save_sheet, to_image
 from tfgen.judge import Judge
 from tfgen.spriteeval.scoring import wilson
+from tfgen.training.objects import PACKAGED_TIER
 from tfgen.training.tokenizer import HELD_OUT_SEED, psnr
 from tfgen.training.world import Scenes, World
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="name or folder")
     parser.add_argument("--judge", type=Path, help="folder (default: the packaged judge)")
-    parser.add_argument("--tier", default="small")
+    parser.add_argument("--tier", default=PACKAGED_TIER)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("-o", "--output", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument(

@@ -36,7 +36,7 @@ from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.clip import contrast_words
 from tfgen.training.colours import COLOURS
-from tfgen.training.objects import load_objects
+from tfgen.training.objects import PACKAGED_TIER, load_objects
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen_cli import main
 
@@ -438,9 +438,9 @@ def test_the_packaged_judge_gives_the_pinned_answers() -> None:
         assert (torch.tensor(now[key]) - torch.tensor(pinned[key])).abs().max() < 0.03, key
 
 
-def test_the_packaged_judge_is_small_and_knows_the_small_tier() -> None:
+def test_the_packaged_judge_is_small_and_knows_the_packaged_tier() -> None:
     judge = Judge.load()
-    assert judge.objects == [spec.name for spec in load_objects("small")]
+    assert judge.objects == [spec.name for spec in load_objects(PACKAGED_TIER)]
     assert judge.backgrounds == [spec.name for spec in BACKGROUNDS]
     assert sum(f.stat().st_size for f in (WEIGHTS / "sprites-judge").iterdir()) <= 3_000_000
 

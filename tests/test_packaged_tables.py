@@ -9,6 +9,7 @@ import pytest
 from tfgen import hub
 from tfgen.pipeline import Pipeline, render
 from tfgen.priors.bank import FILE_NAME, Bank
+from tfgen.training.objects import PACKAGED_TIER
 
 PROMPTS = ["a red fox in snow", "two cats on grass", "a rocket in space"]
 
@@ -23,7 +24,8 @@ def test_the_bank_is_small_and_of_training_scenes(pipeline: Pipeline) -> None:
     bank = Bank.open(path)
     bank.check(path, **pipeline.fingerprints)
     assert path.stat().st_size <= 4_000_000
-    assert bank.header["source"] == {"world": "small", "seed": 8, "scenes": len(bank), "pairs": 0.5}
+    source = {"world": PACKAGED_TIER, "seed": 8, "scenes": len(bank), "pairs": 0.5}
+    assert bank.header["source"] == source
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

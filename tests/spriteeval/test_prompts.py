@@ -18,16 +18,16 @@ from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.clip import CONTEXT_LENGTH, contrast_words
 from tfgen.training.colours import RAMPS
-from tfgen.training.objects import load_objects
+from tfgen.training.objects import PACKAGED_TIER, load_objects
 from tfgen.verifiers.words import WordTokenizer
 
-SMALL = {spec.name: spec for spec in load_objects("small")}
+KINDS = {spec.name: spec for spec in load_objects(PACKAGED_TIER)}
 BOTH = [*load("dev"), *load("test")]
 
 
 @cache
 def generated() -> dict[str, list[dict[str, Any]]]:
-    return generate(tuple(SMALL.values()))
+    return generate(tuple(KINDS.values()))
 
 
 def of(task: str, *splits: str) -> list[dict[str, Any]]:
@@ -48,12 +48,12 @@ def test_the_files_are_what_the_seed_gives(split: str) -> None:
 
 
 def test_another_seed_gives_other_prompts() -> None:
-    assert generate(tuple(SMALL.values()), seed=2)["dev"] != generated()["dev"]
+    assert generate(tuple(KINDS.values()), seed=2)["dev"] != generated()["dev"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_each_task_has_forty_prompts(split: str) -> None:
-    assert Counter(entry["tag"] for entry in load(split)) == dict.fromkeys(TASKS, 40)
+def test_each_task_has_a_prompt_for_each_object(split: str) -> None:
+    assert Counter(entry["tag"] for entry in load(split)) == dict.fromkeys(TASKS, len(KINDS))
 
 
 def test_no_prompt_comes_twice() -> None:
@@ -84,7 +84,7 @@ def test_the_words_say_the_truth(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_asked_for_is_never_a_matter_of_taste(task: str) -> None:
     for entry in of(task):
-        specs = [SMALL[thing["class"]] for thing in entry["include"]]
+        specs = [KINDS[thing["class"]] for thing in entry["include"]]
         for spec, thing in zip(specs, entry["include"], strict=True):
             assert thing.get("color") not in spec.natural_colours
             plain = entry.get("background", "").removesuffix(" background")
@@ -106,7 +106,7 @@ def test_numbers_are_exact_and_one_of_a_kind_is_not(task: str) -> None:
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "free_phrasing"])
 def test_objects_come_equally_often(split: str, task: str) -> None:
     counts = Counter(thing["class"] for entry in of(task, split) for thing in entry["include"])
-    assert set(counts) == set(SMALL) and len(set(counts.values())) == 1
+    assert set(counts) == set(KINDS) and len(set(counts.values())) == 1
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -128,7 +128,7 @@ def test_free_phrasing_uses_other_words_than_the_tasks() -> None:
     templates = {entry["prompt"] for task in TASKS[:-1] for entry in of(task)}
     free = [entry["prompt"] for entry in of("free_phrasing")]
     assert not templates & set(free)
-    synonyms = {word for spec in SMALL.values() for word in spec.synonyms}
+    synonyms = {word for spec in KINDS.values() for word in spec.synonyms}
     assert sum(any(word in prompt for word in synonyms) for prompt in free) > len(free) / 3
     for words in (
         "show me",

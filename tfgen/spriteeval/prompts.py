@@ -1,7 +1,7 @@
-"""How the prompts of SpriteEval were written: once, from a fixed seed, for the tier `small`.
+"""How the prompts of SpriteEval were written: once, from a fixed seed, for the packaged tier.
 
     python -m tfgen.spriteeval.prompts    # writes dev.jsonl and test.jsonl beside this file
-    python -m tfgen.spriteeval.prompts --tier medium -o FOLDER    # those of a larger world
+    python -m tfgen.spriteeval.prompts --tier full -o FOLDER    # those of another tier
 
 The latter are for `python -m benchmarks.alignment --prompt-file FOLDER/test.jsonl` with models of
 that tier. Nothing else imports this file; `tfgen.spriteeval.load` reads what it wrote. What makes
@@ -10,8 +10,8 @@ the prompts fair:
 - Everything is dealt, not drawn: in each split an object comes as often as any other, and so does
   each colour, number, relation and background, up to what the other rules forbid.
 - Nothing asked for in one split (these objects with these attributes) is asked for in the other,
-  for the same task. The only exception is single_object, as the world has 40 objects and each
-  split asks for all of them, in another wording.
+  for the same task. The only exception is single_object, as each split asks for all objects of the
+  world, in another wording.
 - Half of the prompts of GenEval's six tasks begin "a photo of", as all of GenEval's do, for
   pictures of this world are no photos.
 - A colour is never one by which somebody would call the object as it is. A fox left as it is may
@@ -40,11 +40,10 @@ from typing import Any, TypeVar
 from tfgen.spriteeval.files import FOLDER, SPLITS
 from tfgen.training.backgrounds import BACKGROUNDS, BackgroundSpec
 from tfgen.training.colours import RAMPS
-from tfgen.training.objects import TIERS, ObjectSpec, load_objects
+from tfgen.training.objects import PACKAGED_TIER, TIERS, ObjectSpec, load_objects
 from tfgen.verifiers.words import article, plural
 
 SEED = 1
-TIER = "small"
 NUMBERS = {2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4")}
 RELATIONS = ("left of", "right of", "above", "below")
 SAID = {  # in free phrasing; the first is said of the object that is mentioned first
@@ -394,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tfgen.spriteeval.prompts", description="Write the prompts of SpriteEval."
     )
-    parser.add_argument("--tier", choices=TIERS, default=TIER)
+    parser.add_argument("--tier", choices=TIERS, default=PACKAGED_TIER)
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="DIR")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)

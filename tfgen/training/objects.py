@@ -15,6 +15,8 @@ from tfgen.errors import unknown
 
 TABLE = Path(__file__).with_name("objects.csv")
 TIERS = ("small", "medium", "full")
+PACKAGED_TIER = "small"
+"""What the embedded models draw, and SpriteEval asks for."""
 NATURAL_COLOURS = (
     *("red", "orange", "yellow", "green", "blue", "purple"),
     *("pink", "brown", "black", "white", "gray"),
