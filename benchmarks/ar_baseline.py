@@ -40,6 +40,7 @@ from .methods import (
     best_of,
     weight,
     with_atlas,
+    with_crossover,
 )
 from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, shown
 
@@ -62,6 +63,9 @@ ARMS: dict[str, Method] = {
     "beam, retrieval": Method(RETRIEVAL, lambda n, u: beam(n, u) | AS_IS | weight(u)),
     "beam, retrieval, neighbours": Method(
         RETRIEVAL, lambda n, u: beam(n, u) | AS_IS | weight(u) | NEIGHBOURS
+    ),
+    "beam, retrieval, crossover": Method(
+        RETRIEVAL, lambda n, u: with_crossover(n, u) | AS_IS | weight(u)
     ),
     "beam, retrieval, atlas": Method(RETRIEVAL, lambda n, u: with_atlas(n, u) | AS_IS | weight(u)),
 }
@@ -123,10 +127,7 @@ def plan(
 ) -> list[Task]:
     """The tasks, small budgets first. arms: None is all that these models have; one that needs
     what they lack is told, and left out. Raises InputError where such a one is asked for."""
-    own = trials.pipeline.settings()
-    usual = Usual(
-        own.tokens or trials.pipeline.tokenizer.num_tokens, own.prior_strength, own.prior_weight
-    )
+    usual = Usual.of(trials.pipeline)
     if budgets[0] < 4 * usual.tokens:
         raise InputError(f"--budgets must be {4 * usual.tokens} or more, not {budgets[0]}.")
     tasks: list[Task] = []

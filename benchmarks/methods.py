@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
+from tfgen.pipeline import Pipeline
 from tfgen.search.presets import SOTO
 
 Settings = dict[str, Any]
@@ -21,11 +22,19 @@ UNIFORM, FREQUENCY, RETRIEVAL = "uniform", "frequency", "retrieval"
 
 @dataclass(frozen=True)
 class Usual:
-    """The model's own defaults: tokens of the longest prefix, prior strength λ and weight w."""
+    """The model's own defaults: tokens of the longest prefix, prior strength λ and weight w, and
+    rounds of crossover."""
 
     tokens: int
     strength: float
     weight: float
+    crossover: int = 0
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Usual:
+        own = pipeline.settings()
+        tokens = own.tokens or pipeline.tokenizer.num_tokens
+        return cls(tokens, own.prior_strength, own.prior_weight, own.crossover)
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,26 @@ def with_atlas(budget: int, usual: Usual) -> Settings:
     return plain(usual) | shape(budget, usual, usual.tokens - 1) | {"atlas": True}
 
 
+def with_crossover(budget: int, usual: Usual) -> Settings:
+    """A round decodes as much as a step of the beam."""
+    steps = usual.tokens + CROSSOVER["crossover"]
+    return plain(usual) | shape(budget, usual, steps) | CROSSOVER
+
+
+def own(budget: int, usual: Usual) -> Settings:
+    """The model's defaults, but for the size of a step."""
+    return shape(budget, usual, usual.tokens + usual.crossover)
+
+
 def with_shortlist(search: Settings) -> Settings:
     """All candidates chosen but the few that are drawn in any case."""
     return search | {"shortlist": search["candidates"]}
 
 
 def together(budget: int, usual: Usual) -> Settings:
-    """All ideas but the screening, which a step has or a shortlist; the search plans its steps so
-    that the refinement is within the budget, too. The retrieval prior has the frequency prior in
-    it, which it falls back on."""
+    """All ideas but crossover, and screening, which a step has or a shortlist; the search plans its
+    steps so that the refinement is within the budget, too. The retrieval prior has the frequency
+    prior in it, which it falls back on."""
     search = with_shortlist(with_atlas(budget, usual)) | NEIGHBOURS | REFINE
     return search | {"prior_strength": usual.strength} | weight(usual)
 
@@ -102,6 +122,7 @@ def together(budget: int, usual: Usual) -> Settings:
 AS_IS = {"prior_strength": 1.0}  # drawn from the prior as it is
 SCREEN = {"screen": True}
 NEIGHBOURS = {"neighbours": 16}
+CROSSOVER = {"crossover": 8}
 REFINE = {"refine": 1}
 LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
 
@@ -119,6 +140,7 @@ METHODS: dict[str, Method] = {
     "beam + retrieval + neighbours": Method(
         RETRIEVAL, lambda n, u: beam(n, u) | NEIGHBOURS | AS_IS
     ),
+    "beam + retrieval + crossover": Method(RETRIEVAL, lambda n, u: with_crossover(n, u) | AS_IS),
     "beam + atlas": Method(UNIFORM, with_atlas),
     "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
     "beam + shortlist by gradient": Method(
@@ -127,5 +149,5 @@ METHODS: dict[str, Method] = {
     "beam + screening": Method(UNIFORM, lambda n, u: beam(n, u) | SCREEN),
     "beam + refinement": Method(UNIFORM, lambda n, u: beam(n, u) | REFINE),
     "together": Method(RETRIEVAL, together),
-    "default": Method(None, shape, defaults=True),
+    "default": Method(None, own, defaults=True),
 }

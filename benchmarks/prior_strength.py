@@ -102,13 +102,12 @@ def plan(trials: Trials, args: Namespace, prompts: Sequence[dict[str, Any]]) -> 
     A prior of the usual ones that these models lack is told, and left out. Raises InputError where
     such a one is asked for, or for too few decodes.
     """
-    own = trials.pipeline.settings()
-    tokens = own.tokens or trials.pipeline.tokenizer.num_tokens
+    usual, tasks = Usual.of(trials.pipeline), []
+    tokens = usual.tokens
     if args.decodes < 4 * tokens:
         raise InputError(
             f"--decodes must be {4 * tokens} or more, with {tokens} tokens, not {args.decodes}."
         )
-    usual, tasks = Usual(tokens, own.prior_strength, own.prior_weight), []
     uniform = [Cell(UNIFORM, 0.0, 0.0)]
     for name in args.priors or PRIORS:
         try:

@@ -69,10 +69,7 @@ def plan(
     methods: None is all that these models have; one that needs what they lack is told, and left
     out. Raises InputError where such a one is asked for.
     """
-    own = trials.pipeline.settings()
-    usual = Usual(
-        own.tokens or trials.pipeline.tokenizer.num_tokens, own.prior_strength, own.prior_weight
-    )
+    usual = Usual.of(trials.pipeline)
     if budgets[0] < 4 * usual.tokens:
         raise InputError(
             f"--budgets must be {4 * usual.tokens} or more, with {usual.tokens} tokens, not "

@@ -231,7 +231,7 @@ def plan(
     verifiers with as many prompts each. Raises InputError on too few decodes."""
     tasks: list[Task] = []
     for name, trials in panel.trials.items():
-        tokens = trials.pipeline.settings().tokens or trials.pipeline.tokenizer.num_tokens
+        tokens = Usual.of(trials.pipeline).tokens
         if budgets[0] < 4 * tokens:
             raise InputError(
                 f"--budgets must be {4 * tokens} or more, with {tokens} tokens, not {budgets[0]}."

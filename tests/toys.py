@@ -158,6 +158,21 @@ class ToyPrior(Prior):
         return -1.0
 
 
+class HoldingPrior(ToyPrior):
+    """It holds pictures: Int64[N, num_tokens], the nearest first."""
+
+    def __init__(self, pictures: Tensor, vocab_size: int) -> None:
+        super().__init__(vocab_size, pictures.shape[1])
+        self.pictures = pictures
+
+    @property
+    def held(self) -> int:
+        return len(self.pictures)
+
+    def nearest(self, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.pictures[:count]
+
+
 def rugged(tokens: tuple[int, ...]) -> float:
     """A score with no pattern that a greedy search could follow, different for every prefix."""
     value = 1

@@ -186,4 +186,5 @@ def test_each_arm_is_searched_with_its_own_prior(
         "best-of-N, retrieval": ("retrieval", "best-of-n"),
         "beam, retrieval": ("retrieval", "beam"),
         "beam, retrieval, neighbours": ("retrieval", "beam"),
+        "beam, retrieval, crossover": ("retrieval", "beam"),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import search_cost
@@ -17,11 +18,12 @@ from benchmarks.harness import Row
 from benchmarks.methods import METHODS, Usual
 from benchmarks.search_cost import BUDGETS, FULL_BUDGETS, report, savings
 from tests.benchmarks.conftest import PROMPTS
-from tests.toys import ToyPrior, ToyTokenizer, ToyVerifier, rugged
+from tests.toys import HoldingPrior, ToyTokenizer, ToyVerifier, rugged
 from tfgen.errors import InputError
 from tfgen.search import SearchSettings, search
 
-USUAL = Usual(tokens=8, strength=0.8, weight=0.3)
+USUAL = Usual(tokens=8, strength=0.8, weight=0.3, crossover=2)
+HELD = torch.randint(200, (64, 8), generator=torch.Generator().manual_seed(0))
 
 
 # The methods
@@ -30,10 +32,12 @@ USUAL = Usual(tokens=8, strength=0.8, weight=0.3)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_uses_its_budget_and_no_more(name: str) -> None:
     method, tokenizer = METHODS[name], ToyTokenizer(200, 8)
-    verifier, prior = ToyVerifier(tokenizer, rugged), ToyPrior(200, 8)
+    verifier, prior = ToyVerifier(tokenizer, rugged), HoldingPrior(HELD, 200)
     prior.table = (prior.table / 10).log_softmax(dim=1)  # hardly any draw comes twice
     for budget in [method.only] if method.only else BUDGETS:
         wanted = method.settings(budget, USUAL) | {"budget": budget, "atlas": False}
+        if method.defaults:
+            wanted |= {"prior_strength": USUAL.strength, "crossover": USUAL.crossover}
         wanted |= {"shortlist": 0, "screen": False}  # toys have neither code vectors nor drafts
         settings = SearchSettings(**wanted)
         result = search(verifier.prepare("a"), tokenizer, prior, verifier, settings)
@@ -54,6 +58,7 @@ def test_an_idea_alone_is_the_plain_beam_but_for_it() -> None:
         ("beam + frequency", {"prior_strength"}),
         ("beam + frequency + typicality", {"prior_strength", "prior_weight"}),
         ("beam + retrieval", {"prior_strength"}),
+        ("beam + retrieval + crossover", {"prior_strength", "beam", "candidates", "crossover"}),
         ("beam + atlas", {"atlas", "candidates"}),
         ("beam + shortlist", {"shortlist"}),
         ("beam + shortlist by gradient", {"shortlist", "shortlist_by"}),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
 from tests.toy_search import run
-from tests.toys import ToyPrior, ToyTokenizer, rugged
+from tests.toys import HoldingPrior, ToyPrior, ToyTokenizer, rugged
 from tfgen.errors import InputError
 from tfgen.search import SearchResult
 from tfgen.search.plan import REFINED
@@ -27,18 +24,11 @@ def runs(tokens: tuple[int, ...]) -> float:
     return float(sum(tuple(tokens[a:b]) == GOAL[a:b] for a, b in pairs))
 
 
-class Holder(ToyPrior):
-    @property
-    def held(self) -> int:
-        return len(HELD)
-
-    def nearest(self, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
-        return HELD[:count]
-
-
 def crossed(**options: object) -> SearchResult:
     options = {"beam": 4, "candidates": 10, "prior_strength": 1.0, "seed": 1} | options
-    return run(runs, tokenizer=ToyTokenizer(VOCAB, LENGTH), prior=Holder(VOCAB, LENGTH), **options)
+    return run(
+        runs, tokenizer=ToyTokenizer(VOCAB, LENGTH), prior=HoldingPrior(HELD, VOCAB), **options
+    )
 
 
 def crossing(result: SearchResult) -> list:
@@ -89,7 +79,7 @@ def test_a_budget_leaves_it_its_share():
 
 
 def test_without_a_bank_or_at_strength_0_the_beam_exchanges_among_itself():
-    for prior, strength in ((ToyPrior(VOCAB, LENGTH), 1.0), (Holder(VOCAB, LENGTH), 0.0)):
+    for prior, strength in ((ToyPrior(VOCAB, LENGTH), 1.0), (HoldingPrior(HELD, VOCAB), 0.0)):
         options = {"beam": 5, "candidates": 8, "prior_strength": strength, "crossover": 1}
         options |= {"max_children": 1}  # or all of the beam has the same first tokens
         result = run(rugged, tokenizer=ToyTokenizer(VOCAB, LENGTH), prior=prior, **options)
