@@ -222,7 +222,7 @@ def lessons(world: World, n: int = 30) -> tuple[Lessons, Tensor]:
     last one that is neither clear nor spoilt. Also Int64[n], which third."""
     captioner = Captioner(world.specs)
     scenes = world.sample(n + 1, torch.Generator().manual_seed(3))
-    captions, mentions = captioner.write(scenes, random.Random(0), Emphasis())
+    captions, mentions = captioner.write(scenes, random.Random(0), Emphasis(colour=1.0))
     sort = torch.arange(n) % 3
     error = torch.tensor([CLEAR, 0.0, SPOILT])[sort]
     reading = Reading(scenes, torch.cat([error, torch.tensor([(CLEAR + SPOILT) / 2])]))
@@ -252,6 +252,21 @@ def test_a_lesson_tells_what_pictures_show_and_what_they_do_not(world: World) ->
     asked = {teacher.found.captions[teacher.found.asked[i]] for i in rows.tolist() if sort[i]}
     assert set(lesson.asked) == asked and len(lesson.asked) == len(asked)
     assert len(lesson.asked_mentions.count) == len(asked)
+
+
+def test_an_odd_colour_is_not_what_a_caption_asks_for_that_says_none(world: World) -> None:
+    captioner, colours = Captioner(world.specs), [0, RED, BLUE]  # a fox is red by nature
+    scenes = Scenes.cat([scenes_of(world, "large", [FOX], [colour]) for colour in colours])
+    captions, mentions = captioner.write(scenes, random.Random(0), Emphasis(0, 0, 0, 0, 0, 0))
+    assert not any(word in caption for caption in captions for word in ("red", "blue"))
+    tokens, rows = torch.arange(3)[:, None].expand(-1, 8).clone(), torch.arange(3)
+    pictures = Found(tokens, torch.full((3,), 8), rows, captions, mentions)
+    teacher = Lessons(pictures, Told(Reading(scenes, torch.zeros(3))), captioner)
+    assert (teacher.right.tolist(), teacher.wrong.tolist()) == ([0, 1], [2])
+    lesson = teacher.draw(3, torch.Generator().manual_seed(0), random.Random(0))
+    assert "blue" in lesson.captions[lesson.tokens[:, 0].tolist().index(2)]
+    fit = fits(lesson.asked_mentions, scenes)
+    assert lesson.asked == [captions[2]] and fit.tolist() == [[True, True, False]]
 
 
 def test_a_lesson_is_smaller_where_little_was_found(world: World) -> None:

@@ -7,7 +7,7 @@ beside the words (`Mentions`), so that training knows exactly which other pictur
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,9 @@ class Captioner:
             for c, colour in enumerate(COLOURS[1:], start=1):
                 self.allowed[m, c, c] = True
                 self.allowed[m, c, 0] = colour in spec.natural_colours
+        # usual[m, k]: object m looks so by nature; nobody who says "a pizza" means a purple one.
+        self.usual = self.allowed[:, :, 0].clone()
+        self.usual[:, 0] = True
         self.natural = [
             [c for c in spec.natural_colours if c in COLOURS or c == "gray"] for spec in specs
         ]
@@ -172,6 +175,12 @@ class Captioner:
         device = scenes.background.device
         mentions = Mentions(count=scenes.counts.cpu(), kinds=kinds, colours=colours, **rows)
         return captions, mentions.to(device)
+
+    def meant(self, mentions: Mentions) -> Mentions:
+        """What people mean: an object whose colour is not said has one that it has by nature."""
+        unsaid = mentions.colours.all(dim=2) & (mentions.kinds >= 0)  # [N, 2]
+        usual = self.usual.to(unsaid.device)[mentions.kinds.clamp(min=0)]
+        return replace(mentions, colours=torch.where(unsaid[..., None], usual, mentions.colours))
 
     def _noun(
         self, m: int, colour: int, count: int, rng: random.Random, e: Emphasis

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from tfgen.training.found import ASKED, Found
 from tfgen.training.reading import Reader, Reading
 from tfgen.training.world import Scenes
 
+SHOWN = replace(ASKED, colour=1.0)
+"""What is said of a picture: all colours but natural ones. Otherwise as little as was asked for, or
+the verifier would learn that terse captions are wrong."""
 WRONG = 0.7
 """Of a lesson, the share that does not show what it was asked for."""
 AT_ONCE = 512  # pictures read at a time
@@ -37,15 +40,20 @@ class Lesson:
 
 
 class Lessons:
-    """Draws lessons. Pictures that are neither clear nor spoilt are never in them."""
+    """Draws lessons. Pictures that are neither clear nor spoilt are never in them.
+
+    A picture of an object in an odd colour does not show what a caption asks for that says none:
+    else searches would find such pictures, and the verifier learn from them that any will do.
+    """
 
     def __init__(self, found: Found, reader: Reader, captioner: Captioner) -> None:
         self.found, self.captioner = found, captioner
+        self.meant = captioner.meant(found.mentions)
         starts = range(0, len(found), AT_ONCE)
         rows = [slice(start, start + AT_ONCE) for start in starts]
         parts = [reader.read(found.tokens[part], found.lengths[part]) for part in rows]
         self.reading = Reading.cat(parts)
-        mentions = found.mentions.to(self.reading.error.device)
+        mentions = self.meant.to(self.reading.error.device)
         fit = torch.cat([fits(mentions, part.scenes) for part in parts], dim=1)  # [captions, N]
         right = self.reading.clear & fit.gather(0, found.asked[None].to(fit.device))[0]
         wrong = self.reading.spoilt | (self.reading.clear & ~right)
@@ -64,8 +72,7 @@ class Lessons:
         shown, spoilt = rows[clear[rows]], rows[~clear[rows]]
         rows = torch.cat([shown, spoilt])
         scenes = self.reading.scenes[shown.to(self.reading.error.device)]
-        # As terse as what was asked for: or the verifier would learn that terse captions are wrong.
-        captions, mentions = self.captioner.write(scenes, rng, ASKED)
+        captions, mentions = self.captioner.write(scenes, rng, SHOWN)
         asked = self.found.asked[wrong].unique()
         return Lesson(
             self.found.tokens[rows],
@@ -74,5 +81,5 @@ class Lessons:
             captions,
             mentions,
             [self.found.captions[i] for i in asked.tolist()],
-            self.found.mentions[asked],
+            self.meant[asked],
         )
