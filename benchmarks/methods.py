@@ -32,6 +32,7 @@ class Usual:
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Usual:
+        """Those of the pipeline's model; without a number of its own, all of its tokens."""
         own = pipeline.settings()
         tokens = own.tokens or pipeline.tokenizer.num_tokens
         return cls(tokens, own.prior_strength, own.prior_weight, own.crossover)
