@@ -3,12 +3,15 @@
     python -m benchmarks.decoder_throughput      # d18-d28 on a GPU, a tiny one on a CPU
     python -m benchmarks.decoder_throughput --model d12-d12 --batch 128 --steps 10 --tokens 1
     python -m benchmarks.decoder_throughput --residual bfloat16 --vae bfloat16 -o benchmarks/results
+    python -m benchmarks.decoder_throughput --model sprites --batch 512
 
 Weights are random, of the published sizes: time does not depend on them. All engines run in the
 same process, one after the other, on the same tokens, so that their ratio means something; `eager`
-is `FlexTok`, `kernels` is `FusedFlexTok`, `compile` is `FlexTok` with its decoder through
+is `FlexTok`, `kernels` is `FusedFlexTok`, `compile` is `FlexTok` with its blocks through
 torch.compile, and `float8` is `FusedFlexTok` with the products of its blocks in FP8, which only
-drafts are made with. Useful work is counted as benchmarks.flextok_flops does,
+drafts are made with; how alike they rank is told, by scores along a random direction of the
+verifier's. `sprites` is the packaged tokenizer with the packaged verifier: a batch is then one pass
+of several that are given to an engine together. Useful work is counted as benchmarks.flextok_flops does,
 without what is redundant. Shares are of what this device does in the same run: a large matrix
 product in the decoder's dtype, and a copy. Where the time went is what torch's profiler says of one
 decode; where it should have gone is the roofline at the measured rates (benchmarks.roofline).
@@ -22,19 +25,24 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tfgen import hub
+from tfgen.decoding.engine import resized
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.kernel_engine import KernelEngine
+from tfgen.decoding.sprites_step import decode_all_slots
 from tfgen.errors import finite_number, unknown, whole_number
 from tfgen.pipeline import DEVICES, find_device
-from tfgen.search import PlainEngine
+from tfgen.search import Engine, PlainEngine
+from tfgen.search.screening import rank_correlation
 from tfgen.tokenizers.flextok import FlexTok
 from tfgen.tokenizers.flextok_config import SIZES, FlexTokConfig, Trunk, published
 from tfgen.tokenizers.flextok_loading import Networks
@@ -57,6 +65,7 @@ TINY = FlexTokConfig(  # the sizes of tests/vectors/flextok_tiny
 )
 LISTED = 16  # lines of the profile
 COMPILER = "inductor"
+SPRITES_PASSES = 16  # given to an engine together
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,8 @@ class Measured:
     matmul_share: float
     peak_gb: float | None  # on a GPU
     latent_error: float  # mean distance of its latents from those of eager, over their deviation
+    batch: int  # candidates decoded together
+    rank: float | None = None  # correlation of its scores with those of the kernels
 
 
 def make(config: FlexTokConfig, device: torch.device, dtype: torch.dtype, vae: torch.dtype):
@@ -88,25 +99,33 @@ def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype) -> FlexTok:
         return tokenizer
     if name == "compile":
         compiled = copy.copy(tokenizer)
-        compiled.decoder = torch.compile(tokenizer.decoder, dynamic=False, backend=COMPILER)
+        decoder = compiled.decoder = copy.copy(tokenizer.decoder)
+        decoder._modules = dict(decoder._modules)
+        decoder.blocks = nn.ModuleList(copy.copy(block) for block in decoder.blocks)
+        for block in decoder.blocks:  # one compilation for all, where the whole takes minutes
+            block.compile(dynamic=False, backend=COMPILER)
         return compiled
     fused = FusedFlexTok.of(tokenizer, residual)
     return fused.in_float8() if name == "float8" else fused
 
 
-def seconds(work: Callable[[], Any], device: torch.device, least: float) -> float:
-    """Median time of `work`, over at least three runs and `least` seconds, after one that warms
-    up."""
+def seconds(
+    work: Callable[[], Any], device: torch.device, least: float, runs: int = 3, warm: int = 1
+) -> float:
+    """Median time of `work`, over at least `runs` runs and `least` seconds, after `warm` of them
+    that warm up."""
     times: list[float] = []
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     for _ in range(1000):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-        if len(times) > 3 and sum(times[1:]) > least:
+        if len(times) >= warm + runs and sum(times[warm:]) > least:
             break
-    return statistics.median(times[1:])
+    return statistics.median(times[warm:])
 
 
 def rates(device: torch.device, dtype: torch.dtype, least: float) -> tuple[float, float]:
@@ -128,36 +147,50 @@ def measure(
     flops: float,
     matmul: float,
     least: float,
-) -> tuple[Measured, Tensor]:
-    """Times of one engine, and its latents. reference: those of eager; flops: of a candidate."""
+    runs: int,
+) -> tuple[Measured, Tensor, Tensor | None]:
+    """Times of one engine, its latents and what the verifier embeds of its pictures. reference: the
+    latents of eager, perhaps of fewer candidates; flops: of a candidate."""
     device, sampling = tokenizer.device, tokenizer.sampling
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     settings = {"steps": sampling.steps, "guidance": sampling.guidance, "apg": sampling.apg}
     latents = tokenizer.decode_latents(tokens, **settings)
-    sampled = seconds(lambda: tokenizer.decode_latents(tokens, **settings), device, least)
-    decoded = seconds(lambda: tokenizer.decode(tokens), device, least)
-    scored = None
+    pictured = seconds(lambda: tokenizer.pictures(latents), device, 0, runs)
+    decoded = seconds(lambda: tokenizer.decode(tokens), device, least, runs, warm=0)  # it is warm
+    scored, seen = None, None
     if verifier is not None:
-        kind = PlainEngine if name in ("eager", "compile") else KernelEngine
-        engine = kind(tokenizer, verifier)
-        scored = len(tokens) / seconds(lambda: engine.embed([tokens]), device, least)
+        plain = name in ("eager", "compile")
+        engine: Engine = (
+            PlainEngine(tokenizer, verifier)
+            if plain
+            else KernelEngine(tokenizer, verifier, rows=len(tokens))
+        )
+
+        def score() -> None:
+            nonlocal seen
+            seen = engine.embed([tokens])[0]
+
+        warm = 1 if plain else 2  # a graph is recorded in the second
+        scored = len(tokens) / seconds(score, device, least, runs, warm)
     evaluations = sampling.steps * (2 if sampling.guided else 1)
     reference = latents if reference is None else reference
-    error = (latents - reference).abs().mean() / reference.std()
+    shared = min(len(latents), len(reference))
+    error = (latents[:shared] - reference[:shared]).abs().mean() / reference.std()
     useful = flops * len(tokens) / decoded
     row = Measured(
         name,
         len(tokens) / decoded,
         scored,
-        sampled / len(tokens) / evaluations * 1e3,
+        (decoded - pictured) / len(tokens) / evaluations * 1e3,
         useful / 1e12,
         useful / matmul,
         torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
         error.item(),
+        len(tokens),
     )
-    return row, latents
+    return row, latents, seen
 
 
 def profile(work: Callable[[], Any], device: torch.device) -> list[tuple[str, int, float]]:
@@ -203,7 +236,8 @@ def random_verifier(name: str, device: torch.device) -> Verifier | None:
 
     if name not in open_clip.list_models():
         raise unknown("open_clip model", name, ["none", "ViT-L-14", "ViT-H-14", "ViT-B-32"])
-    model = open_clip.create_model(name).to(device)
+    with torch.device(device):  # random numbers for a large one take a CPU many seconds
+        model = open_clip.create_model(name, device=device)
     words = ContrastWords.load(GENERAL_WORDS)
     return ClipVerifier(model, open_clip.get_tokenizer(name), words, name=name, score="cosine")
 
@@ -211,8 +245,13 @@ def random_verifier(name: str, device: torch.device) -> Verifier | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=QUESTION, allow_abbrev=False)
     add = parser.add_argument
-    add("--model", choices=["tiny", *SIZES], help="(default: d18-d28 on CUDA, else tiny)")
+    add(
+        "--model",
+        choices=["tiny", "sprites", *SIZES],
+        help="(default: d18-d28 on CUDA, else tiny)",
+    )
     add("--batch", type=int, metavar="N", help="candidates decoded together (64 on CUDA, else 4)")
+    add("--plain-batch", type=int, metavar="N", help="that of eager and compile (as --batch)")
     add("--tokens", type=int, default=4, metavar="K", help="length of the prefixes (4)")
     add("--steps", type=int, metavar="N", help="Euler steps (20 on CUDA, else 2)")
     add("--guidance", type=float, default=7.5, help="scale (7.5); 1 is without")
@@ -224,33 +263,41 @@ def main() -> None:
     add("--verifier", help="open_clip architecture, packaged name or none (ViT-L-14 on CUDA)")
     add("--device", default="auto", choices=DEVICES, help="(auto)")
     add("--seconds", type=float, default=5.0, help="of each measurement, at least (5)")
-    add("-o", "--output", type=Path, metavar="DIR", help="write decoder_throughput.json, .md there")
+    add("--runs", type=int, default=3, metavar="N", help="of each measurement, at least (3)")
+    add("-o", "--output", type=Path, metavar="DIR", help="write NAME.json and NAME.md there")
+    add("--name", default="decoder_throughput", help="of these files (decoder_throughput)")
     args = parser.parse_args()
-    found, rows = run(with_defaults(args))
+    args = with_defaults(args)
+    found, rows = run_sprites(args) if args.model == "sprites" else run(args)
     text = report(found, rows)
     print(text)
     if args.output:
-        write(args.output, found, text)
+        write(args.output, args.name, found, text)
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     """What was not given, as it suits the device. Raises InputError on values out of range."""
     args.device = find_device(args.device)
     on_gpu = args.device.type == "cuda"
+    sprites = args.model == "sprites"
     for name, gpu, cpu in (
         ("model", "d18-d28", "tiny"),
-        ("batch", 64, 4),
+        ("batch", 128 if sprites else 64, 4),
         ("steps", 20, 2),
         ("dtype", "bfloat16", "float32"),
-        ("verifier", "ViT-L-14", "none"),
+        ("verifier", hub.DEFAULT_VERIFIER if sprites else "ViT-L-14", "none"),
     ):
         if getattr(args, name) is None:
             setattr(args, name, gpu if on_gpu else cpu)
-    args.config = TINY if args.model == "tiny" else published(args.model)
     whole_number("--batch", args.batch, 1)
+    args.plain_batch = args.batch if args.plain_batch is None else args.plain_batch
+    whole_number("--plain-batch", args.plain_batch, 1, args.batch)
+    whole_number("--runs", args.runs, 1)
     whole_number("--steps", args.steps, 1)
-    whole_number("--tokens", args.tokens, 1, args.config.num_tokens)
     finite_number("--seconds", args.seconds, 0)
+    if not sprites:
+        args.config = TINY if args.model == "tiny" else published(args.model)
+        whole_number("--tokens", args.tokens, 1, args.config.num_tokens)
     return args
 
 
@@ -272,36 +319,32 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
     rows: list[Measured] = []
     profiles: dict[str, list[tuple[str, int, float]]] = {}
     reference: Tensor | None = None
+    scores: dict[str, Tensor] = {}
     with torch.inference_mode():
         for name in sorted(args.engines, key=ENGINES.index):  # the others are compared with eager
             engine = engine_of(name, tokenizer, residual)
-            row, latents = measure(
-                name, engine, verifier, prefixes, reference, flops, matmul, least
+            mine = prefixes[: args.plain_batch] if name in ("eager", "compile") else prefixes
+            row, latents, seen = measure(
+                name, engine, verifier, mine, reference, flops, matmul, least, args.runs
             )
             reference = latents if name == "eager" else reference
+            if seen is not None:
+                direction = torch.randn(seen.shape[1], generator=torch.Generator().manual_seed(1))
+                scores[name] = seen.float() @ direction.to(seen.device)
+            base = scores.get("kernels")
+            if base is not None and name != "kernels":
+                rank = rank_correlation(scores[name], base[: len(mine)])
+                row = replace(row, rank=rank)
             rows.append(row)
-            profiles[name] = profile(lambda engine=engine: engine.decode(prefixes), device)
+            profiles[name] = profile(lambda e=engine, some=mine: e.decode(some), device)
         picture_error = vae_error(tokenizer, latents)
     registers = min(args.tokens + 1, config.num_tokens)
     predicted = roofline.predicted(
         roofline.evaluation(config, 2 * args.batch, registers, dtype.itemsize, residual.itemsize),
         (matmul, bandwidth),
     )
-    names = (
-        "model",
-        "batch",
-        "tokens",
-        "steps",
-        "guidance",
-        "dtype",
-        "residual",
-        "vae",
-        "verifier",
-    )
-    settings = {name: getattr(args, name) for name in names} | {"apg": not args.cfg}
-    settings["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     found = {
-        "settings": settings,
+        "settings": settings_of(args),
         "matmul_tflops": matmul / 1e12,
         "bandwidth_tb": bandwidth / 1e12,
         "gflop_per_candidate": flops / 1e9,
@@ -313,14 +356,101 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
     return found, rows
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    names = ["model", "batch", "plain_batch", "tokens", "steps", "guidance"]
+    names += ["dtype", "residual", "vae", "verifier"]
+    if args.model == "sprites":
+        names = ["model", "batch", "tokens", "verifier"]
+    settings = {name: getattr(args, name) for name in names}
+    if args.model != "sprites":
+        settings["apg"] = not args.cfg
+    settings["device"] = torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu"
+    return settings
+
+
+@torch.inference_mode()
+def run_sprites(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
+    """As `run`, of the packaged sprites model and its verifier. Tokens come from the host, as those
+    of a search do; `decoded` is pictures alone, of one pass."""
+    device = args.device
+    matmul, bandwidth = rates(device, torch.float32, args.seconds)
+    tokenizer = hub.load_tokenizer(hub.DEFAULT_MODEL, device)
+    whole_number("--tokens", args.tokens, 1, tokenizer.num_tokens)
+    verifier = hub.load_verifier(hub.DEFAULT_VERIFIER, device, "contrast")
+    noise = torch.Generator().manual_seed(0)
+    rows: list[Measured] = []
+    profiles: dict[str, list[tuple[str, int, float]]] = {}
+    reference: Tensor | None = None
+    codebook = tokenizer.code_embeddings()
+    padded = torch.zeros(1, tokenizer.num_tokens, dtype=torch.int64, device=device)
+    with FlopCounterMode(display=False) as counter:
+        length = torch.full((1,), args.tokens, device=device)
+        decode_all_slots(tokenizer.model, codebook[padded], length)
+    flops = counter.get_total_flops()
+    tokens = torch.randint(
+        tokenizer.vocab_size, (SPRITES_PASSES * args.batch, args.tokens), generator=noise
+    )
+    for name in ("eager", "kernels"):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        rows_of = args.plain_batch if name == "eager" else args.batch
+        engine: Engine = (
+            PlainEngine(tokenizer, verifier)
+            if name == "eager"
+            else KernelEngine(tokenizer, verifier, rows=rows_of)
+        )
+        one = tokens[:rows_of].to(device)
+        if name == "eager":
+            work: Callable[[], Any] = partial(tokenizer.decode, one)
+        else:
+            filled = resized(one, tokenizer.num_tokens)
+            lengths = torch.full((rows_of,), args.tokens, device=device)
+            work = partial(engine._pictures, filled, lengths)  # without a graph
+        decoded = rows_of / seconds(work, device, args.seconds, args.runs)
+        some = tokens[: SPRITES_PASSES * rows_of].split(rows_of)
+        seen = torch.cat(engine.embed(some))  # which warms up
+        seconds_ = seconds(lambda e=engine, p=some: e.embed(p), device, args.seconds, args.runs, 2)
+        scored = len(some) * rows_of / seconds_
+        reference = seen if reference is None else reference
+        shared = min(len(seen), len(reference))
+        error = (seen[:shared] - reference[:shared]).abs().mean() / reference.std()
+        on_gpu = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
+        useful = flops * decoded
+        row = Measured(
+            name,
+            decoded,
+            scored,
+            1e3 / decoded,
+            useful / 1e12,
+            useful / matmul,
+            peak,
+            error.item(),
+            rows_of,
+        )
+        rows.append(row)
+        profiles[name] = profile(lambda e=engine, p=some: e.embed(p), device)
+    found = {
+        "settings": settings_of(args),
+        "matmul_tflops": matmul / 1e12,
+        "bandwidth_tb": bandwidth / 1e12,
+        "gflop_per_candidate": flops / 1e9,
+        "engines": [asdict(row) for row in rows],
+        "profiles": profiles,
+        "roofline": [],
+    }
+    return found, rows
+
+
 def report(found: dict[str, Any], rows: list[Measured]) -> str:
     """The tables of the page."""
     base = next((row for row in rows if row.engine == "eager"), None)
-    columns = ["engine", "decoded/s", "scored/s", "against eager", "ms an evaluation"]
-    columns += ["useful TFLOP/s", "of a matrix product", "peak memory", "error"]
+    columns = ["engine", "batch", "decoded/s", "scored/s", "against eager", "ms an evaluation"]
+    columns += ["useful TFLOP/s", "of a matrix product", "peak memory", "error", "rank"]
     table = [
         [
             row.engine,
+            str(row.batch),
             f"{row.decoded:,.2f}",
             "" if row.scored is None else f"{row.scored:,.2f}",
             f"{row.decoded / base.decoded:.2f}x" if base else "",
@@ -329,6 +459,7 @@ def report(found: dict[str, Any], rows: list[Measured]) -> str:
             f"{row.matmul_share:.1%}",
             "" if row.peak_gb is None else f"{row.peak_gb:.1f} GB",
             f"{row.latent_error:.1e}",
+            "" if row.rank is None else f"{row.rank:.3f}",
         ]
         for row in rows
     ]
@@ -336,10 +467,16 @@ def report(found: dict[str, Any], rows: list[Measured]) -> str:
     head = (
         f"{told}. Measured here: {found['matmul_tflops']:,.2f} TFLOP/s in a matrix product, "
         f"{found['bandwidth_tb']:.3f} TB/s in a copy. Useful work is "
-        f"{found['gflop_per_candidate']:,.1f} GFLOP a candidate. The VAE's pictures are "
-        f"{found['vae_error_levels']:.2f} of 255 levels from those of float32. Error: of the "
-        "latents, relative to their deviation, from eager's."
+        f"{found['gflop_per_candidate']:,.1f} GFLOP a candidate. "
     )
+    if "vae_error_levels" in found:
+        head += (
+            f"The VAE's pictures are {found['vae_error_levels']:.2f} of 255 levels from those of "
+            "float32. Error: of the latents, relative to their deviation, from eager's. Rank: "
+            "correlation of the scores with those of the kernels."
+        )
+    else:
+        head += "Error: of the embeddings, relative to their deviation, from eager's."
     parts = [head, harness.markdown(columns, table)]
     for name, lines in found["profiles"].items():
         total = sum(line[2] for line in lines)
@@ -349,6 +486,8 @@ def report(found: dict[str, Any], rows: list[Measured]) -> str:
         ]
         parts.append(f"One decode, {name}: the {len(lines)} largest.")
         parts.append(harness.markdown(["kernel", "calls", "ms", "share of these"], spent))
+    if not found["roofline"]:
+        return "\n\n".join(parts)
     parts.append("One evaluation of both conditions, predicted from the rates above.")
     operations = [
         [
@@ -365,15 +504,15 @@ def report(found: dict[str, Any], rows: list[Measured]) -> str:
     return "\n\n".join(parts)
 
 
-def write(folder: Path, found: dict[str, Any], text: str) -> None:
+def write(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
     """JSON and page, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     made = harness.record(argparse.Namespace(jobs=1))
     data = json.dumps({"made": made, **found}, indent=1)
-    harness.write_whole(folder / "decoder_throughput.json", data.encode() + b"\n")
+    harness.write_whole(folder / f"{name}.json", data.encode() + b"\n")
     versions = ", ".join(f"{name} {value}" for name, value in made["versions"].items() if value)
     page = f"# {QUESTION}\n\n{text}\n\nMade by `{made['command']}`, {made['date']}; {versions}\n"
-    harness.write_whole(folder / "decoder_throughput.md", page.encode())
+    harness.write_whole(folder / f"{name}.md", page.encode())
 
 
 if __name__ == "__main__":

@@ -195,6 +195,20 @@ def test_a_verifier_learns_a_few_scenes(
     assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
 
 
+def test_batches_drawn_ahead_by_other_processes_are_the_same(world: World) -> None:
+    captioner = Captioner(world.specs)
+    words = WordTokenizer(captioner.vocabulary(), clip.CONTEXT_LENGTH)
+    decoder = SpritesTokenizer(tokenizer_model(64))
+    batches = clip_batches.Batches(world, captioner, words, CLIP, decoder)
+    here, there = (list(batches.each(range(2, 5), 5, workers)) for workers in (0, 2))
+    assert [step for step, _ in there] == [2, 3, 4]
+    for (_, a), (_, b) in zip(here, there, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.text, b.text)
+        assert torch.equal(a.scenes.objects, b.scenes.objects)
+        assert torch.equal(a.mentions.colours, b.mentions.colours)
+        assert torch.equal(a.negatives, b.negatives) and torch.equal(a.decoded, b.decoded)
+
+
 @pytest.mark.usefixtures("unjudged")
 def test_the_second_stage_goes_on_from_the_first_on_what_a_search_shows(
     world: World, tmp_path: Path

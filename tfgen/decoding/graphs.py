@@ -72,6 +72,8 @@ class GraphedPass:
     def clear(self) -> None:
         """Give up all graphs and their memory."""
         self.slots.clear()
+        if isinstance(self.record, CudaRecord):
+            self.record.renew()
 
 
 class CudaRecord:
@@ -79,6 +81,12 @@ class CudaRecord:
     a result is copied out before the next starts."""
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Another pool. To be called when the graphs of this one are gone: torch refuses to record
+        into a pool that no graph uses any more while something, such as a workspace of cuBLAS, is
+        left in it."""
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

@@ -26,6 +26,7 @@ from tfgen import hub
 from tfgen.hub import load_weights, read_safetensors
 from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.training.ahead import workers_beside
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import (
     ANY,
@@ -372,8 +373,7 @@ def train(
         held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
 
     batches = Batches(world, captioner, words, config, tokenizer, found)
-    for step in training:
-        batch = batches.draw(step)
+    for step, batch in batches.each(training, training.last, workers_beside(device)):
         with batches.autocast():
             loss, parts = trainer(batch)
         parts["scale"] = trainer.model.logit_scale.detach().exp()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.training.ahead import ahead
 from tfgen.training.captions import Captioner, Mentions
 from tfgen.training.found import Found
 from tfgen.training.groups import FACTOR_WEIGHTS, PAIRS, augment, grouped
@@ -55,6 +58,18 @@ class Batch:
     rows: Tensor | None = None
 
 
+@dataclass
+class Drawn:
+    """The scenes of a batch, their captions and what these state, and the states of the random
+    numbers after them: plain values, see `ahead`."""
+
+    scenes: list[np.ndarray]
+    captions: list[str]
+    mentions: list[np.ndarray]
+    generator: np.ndarray
+    rng: Any
+
+
 class Batches:
     """Makes the batches of a run: of a config's "groups" of scenes that differ in one factor each
     and, with a tokenizer, decoded prefixes, negatives, and what searches found."""
@@ -70,6 +85,7 @@ class Batches:
     ) -> None:
         """found: pictures of the tokenizer."""
         self.world, self.captioner, self.words, self.config = world, captioner, words, config
+        self._on_cpu = world.on_cpu()
         self.tokenizer = tokenizer
         self._negatives = self._lessons = None
         # Of the chimeras that pass for a caption, how many become negatives each time.
@@ -84,20 +100,38 @@ class Batches:
         kind = self.world.device.type
         return torch.autocast(kind, torch.bfloat16, enabled=self.config["bf16"])
 
-    @torch.no_grad()
-    def draw(self, step: int) -> Batch:
-        """The batch of a step: the same for the same config, but for the negatives that were mined
-        before."""
-        config, device = self.config, self.world.device
-        seed = config["seed"] * 1_000_003 + step
+    def each(self, steps: Iterable[int], last: int, workers: int) -> Iterator[tuple[int, Batch]]:
+        """The steps, up to the one before `last`, each with its batch: the same for the same
+        config, but for the negatives that were mined before. workers: see `ahead`."""
+        for step, drawn in ahead(self._draw, steps, last, workers):
+            yield step, self._batch(drawn)
+
+    def _draw(self, step: int) -> Drawn:
+        """What can be drawn ahead of time."""
+        seed = self.config["seed"] * 1_000_003 + step
         generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
-        factors, pairs = config.get("factors", FACTOR_WEIGHTS), config.get("pairs", PAIRS)
         scenes, captions, mentions = grouped(
-            self.world, self.captioner, config["groups"], generator, rng, factors, pairs
+            self._on_cpu,
+            self.captioner,
+            self.config["groups"],
+            generator,
+            rng,
+            self.config.get("factors", FACTOR_WEIGHTS),
+            self.config.get("pairs", PAIRS),
         )
+        states = generator.get_state().numpy(), rng.getstate()
+        return Drawn(scenes.arrays(), captions, mentions.arrays(), *states)
+
+    @torch.no_grad()
+    def _batch(self, drawn: Drawn) -> Batch:
+        device, rng, generator = self.world.device, random.Random(), torch.Generator()
+        rng.setstate(drawn.rng)
+        generator.set_state(torch.from_numpy(drawn.generator))
+        scenes, captions = Scenes.of_arrays(drawn.scenes).to(device), drawn.captions
+        mentions = Mentions.of_arrays(drawn.mentions).to(device)
         images = self.world.render(scenes).images
         weights = torch.ones(len(scenes), device=device)
-        batch = Batch(images, scenes, weights, torch.empty(0), mentions.to(device), generator)
+        batch = Batch(images, scenes, weights, torch.empty(0), mentions, generator)
         with self.autocast():
             if self._negatives is not None:
                 self._decode(batch)
@@ -123,7 +157,8 @@ class Batches:
         batch.decoded, batch.rows = true.cpu(), rows
         extra = self._negatives.draw(config["negatives"], batch.decoded, generator).float()
         if config["odd"]:
-            odd = self.world.render(odd_ones_out(self.world, config["odd"], generator)).images
+            odd = odd_ones_out(self._on_cpu, config["odd"], generator).to(self.world.device)
+            odd = self.world.render(odd).images
             redrawn = decoder.decode(decoder.encode(odd[::2])).float()
             extra = torch.cat([extra, odd[1::2], redrawn])
         batch.negatives = extra

@@ -59,8 +59,8 @@ def graft(scenes: Scenes, share: float, generator: torch.Generator) -> Grafts:
     """Random grafts of about this share of the scenes, between scenes whose objects stand in the
     same places; a scene that is alone in that keeps its tokens. generator: of the CPU."""
     n, device = len(scenes), scenes.boxes.device
-    boxes = scenes.boxes.cpu().flatten(1)
-    alike = (boxes[:, None] == boxes[None]).all(2).fill_diagonal_(False)
+    _, places = scenes.boxes.cpu().unique(dim=0, return_inverse=True)
+    alike = (places[:, None] == places[None]).fill_diagonal_(False)
     donor = torch.multinomial(alike + 1e-9 * torch.eye(n), 1, generator=generator)[:, 0]
     chosen = (torch.rand(n, generator=generator) < share) & alike.any(1)
     of_first = (torch.rand(n, generator=generator) < 0.5) & PAIRS[scenes.layout.cpu()]

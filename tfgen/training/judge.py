@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,6 +35,7 @@ from tfgen.judge import OTHER, WEIGHTS_FILE, Judge, Seen, Thresholds, shared
 from tfgen.judge_model import Answers, JudgeConfig, JudgeModel, cell_centres
 from tfgen.judge_prompt import CONFIG_FILE, WORDS_FILE
 from tfgen.tokenizers.base import Tokenizer
+from tfgen.training.ahead import ahead
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.clip import contrast_words
@@ -167,44 +166,6 @@ def evaluate(model: JudgeModel, pictures: Pictures, other: int) -> dict[str, flo
     return {k: round(v.float().mean().item(), 4) for k, v in right.items()}
 
 
-def ahead(
-    draw: Callable[[int], Pictures], steps: Iterable[int], last: int, workers: int
-) -> Iterator[tuple[int, Pictures]]:
-    """Each step with its pictures, which `workers` processes draw ahead of time, up to the step
-    before `last`; 0: drawn here, when they are due. The pictures are the same either way."""
-    if not workers or "fork" not in multiprocessing.get_all_start_methods():
-        yield from ((step, draw(step)) for step in steps)
-        return
-    context = multiprocessing.get_context("fork")  # the processes have the world already
-    with ProcessPoolExecutor(workers, context, _drawing, (draw,)) as pool:
-        waiting: deque[Future] = deque()
-        following = None
-        try:
-            for step in steps:
-                following = step if following is None else following
-                while following < last and len(waiting) < 2 * workers:
-                    waiting.append(pool.submit(_drawn, following))
-                    following += 1
-                yield step, Pictures(*map(torch.from_numpy, waiting.popleft().result()))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_draw: Callable[[int], Pictures]  # of a process of `ahead`
-
-
-def _drawing(draw: Callable[[int], Pictures]) -> None:
-    global _draw
-    torch.set_num_threads(1)
-    _draw = draw
-
-
-def _drawn(step: int) -> list[np.ndarray]:
-    """As arrays, which travel through a pipe: shared memory is scarce in containers."""
-    pictures = _draw(step)
-    return [getattr(pictures, f).numpy() for f in Pictures.__dataclass_fields__]
-
-
 def begin_with(model: JudgeModel, name: str) -> None:
     """Give the network the weights of a judge of the same sizes that knows the first of its
     objects: a packaged one's name, or a folder. Raises InputError where the sizes differ."""
@@ -260,13 +221,13 @@ def train(
         begin_with(model, config["start"])
         training.forget_average()
 
-    def draw(step: int) -> Pictures:
+    def draw(step: int) -> list[np.ndarray]:
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
-        return draw_pictures(world, config, tokenizer, generator)
+        return draw_pictures(world, config, tokenizer, generator).arrays()
 
     bf16 = config.get("bf16", False)
     for step, drawn in ahead(draw, training, training.last, workers):
-        pictures = drawn.to(device)
+        pictures = Pictures.of_arrays(drawn).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             answers = model(pictures.images)
         parts = judge_loss(answers, pictures, world.other)

@@ -22,6 +22,7 @@ from tfgen.tokenizers.sprites_model import compose, place
 from tfgen.training.colours import COLOURS, RAMPS
 from tfgen.training.objects import ObjectSpec, load_objects
 from tfgen.training.places import scatter
+from tfgen.training.rows import Fields
 from tfgen.training.spoil import CANVAS, bend, blob, blur, halves, mottle, rehue
 from tfgen.training.sprites import load_sprites
 from tfgen.training.world import LAYOUT_BOXES, LAYOUT_WEIGHTS, Scenes, World
@@ -53,7 +54,7 @@ class Placed:
 
 
 @dataclass
-class Pictures:
+class Pictures(Fields):
     """Painted scenes and what a detector should say of them.
 
     images Float[N, 3, S, S]; background Int64[N]; of the P objects: rows Int64[P] their picture,
@@ -69,9 +70,6 @@ class Pictures:
     colours: Tensor
     boxes: Tensor
     visible: Tensor
-
-    def to(self, device: torch.device | str) -> Pictures:
-        return Pictures(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
 
 
 def foreign_objects(specs: Sequence[ObjectSpec], held_out: bool) -> list[int]:

@@ -36,6 +36,7 @@ from tfgen.training import (
     renderer,
     tokenizer,
 )
+from tfgen.training.ahead import workers_beside
 from tfgen.training.captions import Captioner
 from tfgen.training.common import Timer
 from tfgen.training.judge_scenes import JudgeWorld
@@ -48,7 +49,6 @@ from tfgen.verifiers.words import WordTokenizer
 SPRITES, GRID, CLIP, JUDGE = "sprites", "sprites-grid", "sprites-clip", "sprites-judge"
 MODELS = (SPRITES, CLIP, JUDGE, GRID)
 FOUND = "stages/found/found.safetensors"
-MOST_WORKERS = 12  # processes that draw scenes for the judge, beside a GPU
 Config = dict[str, Any]
 
 
@@ -184,7 +184,6 @@ def search_for_captions(before: str) -> Run:
 
 def train_judge(materials: Materials, config: Config, folder: Path) -> None:
     world, seen = materials.judge_world(config), materials.tokenizer(device="cpu")
-    fast = torch.device(materials.device).type != "cpu"
     trained = judge.train(
         config,
         folder,
@@ -192,7 +191,7 @@ def train_judge(materials: Materials, config: Config, folder: Path) -> None:
         seen,
         deadline=materials.deadline,
         device=materials.device,
-        workers=max(0, min(MOST_WORKERS, (os.cpu_count() or 1) - 2)) if fast else 0,
+        workers=workers_beside(materials.device),
     )
     scenes = config.get("threshold_scenes", 1000)
     judge.export(trained, world, seen, materials.out / JUDGE, scenes)

@@ -9,6 +9,7 @@ variant), on CPU or CUDA.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -154,6 +155,13 @@ class World:
                 bank.append((scaled * 255).round().to(torch.uint8))
             self._banks[size] = torch.stack(bank, 1)
         return self._banks[size]
+
+    def on_cpu(self) -> World:
+        """This world, to draw scenes that stay on the CPU: where they are looked at one by one, a
+        GPU would be waited for each time. It renders nothing."""
+        twin = copy.copy(self)
+        twin.device = torch.device("cpu")
+        return twin
 
     def sample(self, n: int, generator: torch.Generator) -> Scenes:
         """Draw n random scenes (random numbers from a CPU generator, whatever the device)."""

@@ -1,0 +1,64 @@
+"""What a step of training needs, drawn ahead of time by other processes, for a device that is
+faster than one process can draw."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+MOST_WORKERS = 12
+
+
+def workers_beside(device: torch.device | str) -> int:
+    """How many processes should draw for a model on this device: none for one on the CPU."""
+    if torch.device(device).type == "cpu":
+        return 0
+    return max(0, min(MOST_WORKERS, (os.cpu_count() or 1) - 2))
+
+
+def ahead(
+    draw: Callable[[int], T], steps: Iterable[int], last: int, workers: int
+) -> Iterator[tuple[int, T]]:
+    """Each step with what `draw` gives for it, drawn by `workers` processes ahead of time, up to
+    the step before `last`; 0: drawn here, when it is due. It is the same either way.
+
+    draw: of the step alone, on the CPU; gives plain Python values and NumPy arrays, which travel
+    through a pipe (shared memory, which tensors travel by, is scarce in containers).
+    """
+    if not workers or "fork" not in multiprocessing.get_all_start_methods():
+        yield from ((step, draw(step)) for step in steps)
+        return
+    context = multiprocessing.get_context("fork")  # the processes have the world already
+    with ProcessPoolExecutor(workers, context, _drawing, (draw,)) as pool:
+        waiting: deque[Future] = deque()
+        following = None
+        try:
+            for step in steps:
+                following = step if following is None else following
+                while following < last and len(waiting) < 2 * workers:
+                    waiting.append(pool.submit(_drawn, following))
+                    following += 1
+                yield step, waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_draw: Callable[[int], object]  # of a process of `ahead`
+
+
+def _drawing(draw: Callable[[int], object]) -> None:
+    global _draw
+    torch.set_num_threads(1)
+    _draw = draw
+
+
+def _drawn(step: int) -> object:
+    return _draw(step)
