@@ -10,11 +10,12 @@ same process, one after the other, on the same tokens, so that their ratio means
 is `FlexTok`, `kernels` is `FusedFlexTok`, `compile` is `FlexTok` with its blocks through
 torch.compile, and `float8` is `FusedFlexTok` with the products of its blocks in FP8, which only
 drafts are made with; how alike they rank is told, by scores along a random direction of the
-verifier's. `sprites` is the packaged tokenizer with the packaged verifier: a batch is then one pass
-of several that are given to an engine together. Useful work is counted as benchmarks.flextok_flops does,
-without what is redundant. Shares are of what this device does in the same run: a large matrix
-product in the decoder's dtype, and a copy. Where the time went is what torch's profiler says of one
-decode; where it should have gone is the roofline at the measured rates (benchmarks.roofline).
+verifier's. `sprites` is the packaged tokenizer with the packaged verifier: a batch is then one of
+several passes that are given to an engine together. Useful work is counted as
+benchmarks.flextok_flops does, without what is redundant. Shares are of what this device does in the
+same run: a large matrix product in the decoder's dtype, and a copy. Where the time went is what
+torch's profiler says of one decode; where it should have gone is the roofline at the measured rates
+(benchmarks.roofline).
 """
 
 from __future__ import annotations
@@ -285,7 +286,11 @@ def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
         ("batch", 128 if sprites else 64, 4),
         ("steps", 20, 2),
         ("dtype", "bfloat16", "float32"),
-        ("verifier", hub.DEFAULT_VERIFIER if sprites else "ViT-L-14", "none"),
+        (
+            "verifier",
+            hub.DEFAULT_VERIFIER if sprites else "ViT-L-14",
+            hub.DEFAULT_VERIFIER if sprites else "none",
+        ),
     ):
         if getattr(args, name) is None:
             setattr(args, name, gpu if on_gpu else cpu)
@@ -370,8 +375,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def run_sprites(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
-    """As `run`, of the packaged sprites model and its verifier. Tokens come from the host, as those
-    of a search do; `decoded` is pictures alone, of one pass."""
+    """As `run`, of the packaged sprites model and its verifier. `decoded` is pictures alone, of
+    one pass without a CUDA graph."""
     device = args.device
     matmul, bandwidth = rates(device, torch.float32, args.seconds)
     tokenizer = hub.load_tokenizer(hub.DEFAULT_MODEL, device)
@@ -389,7 +394,7 @@ def run_sprites(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured
     flops = counter.get_total_flops()
     tokens = torch.randint(
         tokenizer.vocab_size, (SPRITES_PASSES * args.batch, args.tokens), generator=noise
-    )
+    ).to(device)
     for name in ("eager", "kernels"):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -399,7 +404,7 @@ def run_sprites(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured
             if name == "eager"
             else KernelEngine(tokenizer, verifier, rows=rows_of)
         )
-        one = tokens[:rows_of].to(device)
+        one = tokens[:rows_of]
         if name == "eager":
             work: Callable[[], Any] = partial(tokenizer.decode, one)
         else:

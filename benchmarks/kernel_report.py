@@ -27,7 +27,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tfgen.decoding import float8, kernels, picture_kernels, sampling_kernels
+from tfgen.decoding import float8, group_norm, kernels, picture_kernels, sampling_kernels
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.triton_support import triton
 from tfgen.errors import InputError, TfgenError, whole_number
@@ -37,7 +37,7 @@ from tfgen.tokenizers.flextok_loading import Networks
 from . import harness, roofline
 
 QUESTION = __doc__.splitlines()[0]
-MODULES = (kernels, sampling_kernels, picture_kernels, float8)
+MODULES = (kernels, sampling_kernels, picture_kernels, group_norm, float8)
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -140,11 +140,13 @@ def launches_of(
     with torch.device("meta"):
         networks = Networks(config).eval().requires_grad_(False)
         networks.decoder.blocks.to(dtype)
+        networks.vae.to(dtype).to(memory_format=torch.channels_last)
         tokenizer = FusedFlexTok(networks, residual=residual)
         prefixes = torch.zeros(batch, tokens, dtype=torch.int64)
     plan = picture_kernels.InputPlan.for_clip(CLIP, config.image_size, torch.device("cpu"))
     with recording() as found:
-        tokenizer.decode_latents(prefixes, steps=3)
+        latents = tokenizer.decode_latents(prefixes, steps=3)
+        tokenizer.vae.decode(latents)
         tokenizer.in_float8().decode_latents(prefixes, steps=1, guidance=1.0)
         pictures = torch.empty(batch, 3, config.image_size, config.image_size, device="meta")
         picture_kernels.verifier_input(pictures, plan, torch.float16, (-1.0, 1.0))

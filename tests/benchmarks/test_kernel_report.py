@@ -30,6 +30,10 @@ KERNELS = {
     "guided_step (guided, apg, started)",
     "verifier_input",
     "quantise_rows",
+    "channel_moments",
+    "merged_moments (affine)",
+    "apply_norm",
+    "apply_norm (silu)",
     "guided_step",
 }
 

@@ -10,7 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.tokenizers.flextok_checks import model
 from tests.toy_world import make_world, tokenizer_model, write_verifier
 from tests.toys import ToyTokenizer
-from tfgen.decoding import kernel_engine, kernels, picture_kernels, sampling_kernels
+from tfgen.decoding import (
+    group_norm,
+    kernel_engine,
+    kernels,
+    picture_kernels,
+    sampling_kernels,
+)
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.kernel_engine import KernelEngine, KernelEngines
 from tfgen.decoding.sprites_step import decode_all_slots
@@ -220,7 +226,9 @@ def test_what_is_recorded_needs_no_host(name: str, verifier: ClipVerifier) -> No
                 tokenizer.decode(TOKENS)
 
 
-@pytest.mark.skipif(triton is None, reason="there is no Triton to run kernels with")
+@pytest.mark.skipif(
+    triton is None or torch.cuda.is_available(), reason="needs Triton's interpreter"
+)  # test_cuda does it on a GPU
 @pytest.mark.parametrize("name", ["flextok", "sprites"])
 def test_the_kernels_themselves_give_the_plain_engines_embeddings(
     name: str, verifier: ClipVerifier, monkeypatch: pytest.MonkeyPatch
@@ -229,7 +237,7 @@ def test_the_kernels_themselves_give_the_plain_engines_embeddings(
     if name == "flextok":
         tokenizer = tokenizer.with_sampling(steps=1)  # an interpreter takes its time
     plain = PlainEngine(tokenizer, verifier).embed([TOKENS[:1]])[0]
-    for module in (kernels, sampling_kernels, picture_kernels):  # as if on a GPU
+    for module in (kernels, sampling_kernels, picture_kernels, group_norm):  # as if on a GPU
         monkeypatch.setattr(module, "fused", lambda x: True)
     found = KernelEngine(tokenizer, verifier).embed([TOKENS[:1]])[0]
     torch.testing.assert_close(found, plain, atol=2e-5, rtol=0)

@@ -8,7 +8,8 @@ What is done differently from `FlexTok`:
   - the bias of collapsed registers is inside the keys (`norm_heads`), so attention needs no mask;
   - a step's conditional and unconditional evaluations are one batch: the null condition has as many
     rows as the prefixes have, each standing for its share of the null registers;
-  - guidance and the Euler update are one kernel, on latents that stay in the order of patches.
+  - guidance and the Euler update are one kernel, on latents that stay in the order of patches;
+  - the VAE's norms are one with their activations, and copy nothing (`group_norm`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfgen.decoding.float8 import Float8Weight, float8_linear
+from tfgen.decoding.group_norm import with_fused_norms
 from tfgen.decoding.kernels import (
     attention,
     gate_residual_norm,
@@ -45,6 +47,7 @@ from tfgen.tokenizers.flextok_model import (
     to_patches,
 )
 from tfgen.tokenizers.flextok_sampler import Sampling
+from tfgen.tokenizers.flextok_vae import VAE
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,15 @@ def _fused_once(decoder: Decoder, residual: torch.dtype, float8: bool = False) -
     return known[residual, float8]
 
 
+def _with_fused_decoder(vae: VAE) -> VAE:
+    """The same VAE, which shares all weights, with the norms of its decoder through a kernel."""
+    found = copy.copy(vae)
+    autoencoder = copy.copy(vae.vae)
+    autoencoder._modules = autoencoder._modules | {"decoder": with_fused_norms(vae.vae.decoder)}
+    found._modules = found._modules | {"vae": autoencoder}
+    return found
+
+
 class FusedFlexTok(FlexTok):
     """A FlexTok that decodes through the kernels; all else, and what it takes and gives, is the
     same. On a device without them it takes their references."""
@@ -134,6 +146,7 @@ class FusedFlexTok(FlexTok):
         super().__init__(networks, folder=folder)
         self.float8_drafts = False
         self.fused = _fused_once(self.decoder, residual)
+        self.vae = _with_fused_decoder(self.vae)
 
     @classmethod
     def of(cls, tokenizer: FlexTok, residual: torch.dtype = torch.float32) -> FusedFlexTok:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from tfgen.decoding.engine import DecodeEngine, fitting_rows, resized
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.graphs import CudaRecord, GraphedPass, Record
+from tfgen.decoding.group_norm import with_fused_norms
 from tfgen.decoding.picture_kernels import InputPlan, verifier_input
-from tfgen.decoding.sprites_step import decode_all_slots
+from tfgen.decoding.sprites_step import decode_all_slots, with_fused_painters
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.flextok import FlexTok
 from tfgen.tokenizers.sprites import SpritesTokenizer
@@ -24,7 +26,8 @@ PASSES = 8  # queued while the device computes, before the host waits for their 
 
 class KernelEngine(DecodeEngine):
     """Decodes a FlexTok through `FusedFlexTok`, and hands pictures to a CLIP through
-    `verifier_input`. Whatever is neither goes its usual way.
+    `verifier_input`. GroupNorms of these, and of the sprites model, go through `group_norm`.
+    Whatever is neither goes its usual way.
 
     Prefixes are padded to buckets: of FlexTok to powers of two from SHORTEST_BUCKET, as its work
     grows with their length; of the sprites model, whose does not, all to the longest. On CUDA each
@@ -58,8 +61,11 @@ class KernelEngine(DecodeEngine):
         self.passes = PASSES if on_gpu else 1
         self.plan: InputPlan | None = None
         if isinstance(verifier, ClipVerifier):
+            self.sight = copy.copy(verifier)
+            self.sight.model = with_fused_norms(verifier.model)
             self.plan = InputPlan.for_clip(verifier.preprocess, tokenizer.image_size, device)
         if isinstance(tokenizer, SpritesTokenizer):
+            self.painting = with_fused_painters(tokenizer.model)
             self.codebook = tokenizer.code_embeddings()  # to make codes of tokens, a host is needed
         self.padded = isinstance(tokenizer, (FusedFlexTok, SpritesTokenizer))
         self.graphs: GraphedPass | None = None
@@ -84,7 +90,8 @@ class KernelEngine(DecodeEngine):
         """Each Int64[rows, k] -> of each, Float32[rows, d]."""
         length = passes[0].shape[1]
         padded = [resized(tokens, self.bucket(length)) for tokens in passes]
-        lengths = [torch.full((len(tokens),), length) for tokens in passes]
+        device = passes[0].device  # a copy from there to here would wait for what is queued
+        lengths = [torch.full((len(tokens),), length, device=device) for tokens in passes]
         return self.embed_padded(padded, lengths)
 
     @torch.inference_mode()
@@ -114,7 +121,7 @@ class KernelEngine(DecodeEngine):
         images, value_range = self._pictures(tokens, lengths)
         if self.plan is None:
             return self.verifier.embed(images)
-        return self.verifier.embed_input(verifier_input(images, self.plan, value_range=value_range))
+        return self.sight.embed_input(verifier_input(images, self.plan, value_range=value_range))
 
     def _pictures(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[float, float]]:
         """Pictures and the range of their values."""
@@ -124,7 +131,7 @@ class KernelEngine(DecodeEngine):
                 return tokenizer.pictures(tokenizer.latents(tokens, lengths)), (0.0, 1.0)
             return tokenizer.vae.decode(tokenizer.latents(tokens, lengths)), (-1.0, 1.0)
         if isinstance(tokenizer, SpritesTokenizer):
-            return decode_all_slots(tokenizer.model, self.codebook[tokens], lengths), (0.0, 1.0)
+            return decode_all_slots(self.painting, self.codebook[tokens], lengths), (0.0, 1.0)
         return tokenizer.decode(tokens), (0.0, 1.0)
 
     @torch.inference_mode()
