@@ -7,15 +7,15 @@
 
 Weights are random, of the published sizes: time does not depend on them. All engines run in the
 same process, one after the other, on the same tokens, so that their ratio means something; `eager`
-is `FlexTok`, `kernels` is `FusedFlexTok`, `compile` is `FlexTok` with its blocks through
-torch.compile, and `float8` is `FusedFlexTok` with the products of its blocks in FP8, which only
-drafts are made with; how alike they rank is told, by scores along a random direction of the
-verifier's. `sprites` is the packaged tokenizer with the packaged verifier: a batch is then one of
-several passes that are given to an engine together. Useful work is counted as
-benchmarks.flextok_flops does, without what is redundant. Shares are of what this device does in the
-same run: a large matrix product in the decoder's dtype, and a copy. Where the time went is what
-torch's profiler says of one decode; where it should have gone is the roofline at the measured rates
-(benchmarks.roofline).
+is `FlexTok`, `kernels` is `FusedFlexTok`, `attention` is that with an attention kernel of ours,
+`compile` is `FlexTok` with its blocks through torch.compile, and `float8` is `FusedFlexTok` with
+the products of its blocks in FP8, which only drafts are made with; how alike they rank is told, by
+scores along a random direction of the verifier's. `sprites` is the packaged tokenizer with the
+packaged verifier: a batch is then one of several passes that are given to an engine together.
+Useful work is counted as benchmarks.flextok_flops does, without what is redundant. Shares are of
+what this device does in the same run: a large matrix product in the decoder's dtype, and a copy.
+Where the time went is what torch's profiler says of one decode; where it should have gone is the
+roofline at the measured rates (benchmarks.roofline).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tfgen import hub
+from tfgen.decoding.attention import norm_attention
 from tfgen.decoding.engine import resized
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.kernel_engine import KernelEngine
@@ -53,7 +54,7 @@ from . import harness, roofline
 from .flextok_flops import decode_flops
 
 QUESTION = __doc__.splitlines()[0]
-ENGINES = ("eager", "kernels", "compile", "float8")
+ENGINES = ("eager", "kernels", "attention", "compile", "float8")
 USUAL = ("eager", "kernels")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TINY = FlexTokConfig(  # the sizes of tests/vectors/flextok_tiny
@@ -107,6 +108,9 @@ def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype) -> FlexTok:
             block.compile(dynamic=False, backend=COMPILER)
         return compiled
     fused = FusedFlexTok.of(tokenizer, residual)
+    if name == "attention":
+        fused.fused = copy.copy(fused.fused)
+        fused.fused.attend = norm_attention
     return fused.in_float8() if name == "float8" else fused
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,11 @@ class FusedDecoder:
 
     Computes in the dtype of the blocks' weights. residual: the dtype of the stream between blocks;
     float32 is what `Decoder` has, bfloat16 moves half the bytes. float8: products are in FP8, with
-    what that costs in precision (`float8`).
+    what that costs in precision (`float8`). attend: what computes attention, `kernels.attention` or
+    `attention.norm_attention`.
     """
+
+    attend: Callable[[Tensor, int, Tensor | None, float], Tensor]
 
     def __init__(
         self, decoder: Decoder, residual: torch.dtype = torch.float32, float8: bool = False
@@ -85,6 +89,7 @@ class FusedDecoder:
         self.patches = decoder.config.grid**2
         self.blocks = [PackedBlock.of(block, float8) for block in decoder.blocks]
         self.product = float8_linear if float8 else F.linear
+        self.attend = attention
 
     def __call__(
         self, x: Tensor, registers: Tensor, key_bias: Tensor | None, modulation: Modulation
@@ -102,7 +107,7 @@ class FusedDecoder:
         h = norm_modulate(x, *norms[0], p, self.dtype)
         for block, table, after in zip(self.blocks, tables, norms[1:], strict=True):
             gate_attn, gate_mlp, _, _, shift_mlp, scale_mlp = table
-            out = attention(self.product(h, block.qkv), self.heads, key_bias, self.scale)
+            out = self.attend(self.product(h, block.qkv), self.heads, key_bias, self.scale)
             out = self.product(out, block.proj)
             x, h = gate_residual_norm(x, out, gate_attn, shift_mlp, scale_mlp, p, self.dtype)
             out = self.product(swiglu(self.product(h, block.up)), block.down)
