@@ -94,7 +94,7 @@ class AutoregressivePrior(Prior):
     # one prompt
 
     def condition(
-        self, prompt: str, similarities: Callable[[Tensor], Tensor] | None = None
+        self, prompt: str, similarity: Callable[[Tensor], Tensor] | None = None
     ) -> AutoregressivePrior:
         if not self.words.fits(prompt):
             raise InputError(
