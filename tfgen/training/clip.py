@@ -244,7 +244,7 @@ def begin_with(model: nn.Module, words: WordTokenizer, name: str) -> None:
     known = WordTokenizer.load(folder / "vocabulary.json")
     source = folder / WEIGHTS_FILE
     tensors = unpack(read_safetensors(source))
-    table = model.token_embedding.weight.detach().clone()
+    table = model.token_embedding.weight.detach().cpu().clone()
     theirs = tensors["token_embedding.weight"]
     if theirs.shape[1] == table.shape[1]:  # or else load_weights says what differs
         both = [word for word in words.words if word in known.index]

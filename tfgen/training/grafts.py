@@ -59,10 +59,15 @@ def graft(scenes: Scenes, share: float, generator: torch.Generator) -> Grafts:
     """Random grafts of about this share of the scenes, between scenes whose objects stand in the
     same places; a scene that is alone in that keeps its tokens. generator: of the CPU."""
     n, device = len(scenes), scenes.boxes.device
-    _, places = scenes.boxes.cpu().unique(dim=0, return_inverse=True)
-    alike = (places[:, None] == places[None]).fill_diagonal_(False)
-    donor = torch.multinomial(alike + 1e-9 * torch.eye(n), 1, generator=generator)[:, 0]
-    chosen = (torch.rand(n, generator=generator) < share) & alike.any(1)
+    _, places, counts = scenes.boxes.cpu().unique(dim=0, return_inverse=True, return_counts=True)
+    # Those of one place in a row, in random order: each one's donor is the next, the last's is the
+    # first.
+    order = torch.randperm(n, generator=generator)
+    order = order[places[order].argsort(stable=True)]
+    following = torch.arange(1, n + 1)
+    following[counts.cumsum(0) - 1] -= counts
+    donor = torch.empty_like(order).scatter_(0, order, order[following])
+    chosen = (torch.rand(n, generator=generator) < share) & (donor != torch.arange(n))
     of_first = (torch.rand(n, generator=generator) < 0.5) & PAIRS[scenes.layout.cpu()]
     cut = torch.where(of_first, FIRST, SCENE) * chosen
     return Grafts(donor.to(device), cut.to(device))

@@ -223,12 +223,11 @@ def train(
         training.forget_average()
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
     judged = [1, 2, 3, 4, 6, 8, 12, 16][: cfg.num_tokens]
+    shares = trainer.length_weights.cpu()
     for step in training:
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
         scenes = world.sample(config["batch"], generator)
-        lengths = 1 + torch.multinomial(
-            trainer.length_weights.cpu(), config["batch"], True, generator=generator
-        )
+        lengths = 1 + torch.multinomial(shares, config["batch"], True, generator=generator)
         grafts = None
         if config.get("grafts"):
             grafts = graft(scenes, config["grafts"], generator)
