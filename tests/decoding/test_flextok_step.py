@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.tokenizers.flextok_checks import (
+    FOLDER,
     GROUPS,
     VECTORS,
     VELOCITY,
@@ -21,7 +25,7 @@ from tests.tokenizers.flextok_checks import (
     write_checkpoint,
 )
 from tfgen.decoding import flextok_step, kernels, sampling_kernels
-from tfgen.decoding.flextok_step import FusedDecoder, FusedFlexTok
+from tfgen.decoding.flextok_step import FusedDecoder, FusedFlexTok, _fused_once
 from tfgen.decoding.triton_support import triton
 from tfgen.tokenizers.flextok import FlexTok
 from tfgen.tokenizers.flextok_model import from_patches, to_patches
@@ -129,6 +133,18 @@ def test_it_decodes_what_the_tokenizer_it_is_of_decodes() -> None:
     assert isinstance(other, FusedFlexTok)
     eager = tokenizer.for_seed(6).with_sampling(steps=2, guidance=1.0)
     assert (other.decode(tokens) - eager.decode(tokens)).abs().max() < 1e-5
+
+
+def test_weights_are_packed_once_a_decoder_and_go_with_it() -> None:
+    tokenizer = FlexTok.from_pretrained(FOLDER)
+    first, second = FusedFlexTok.of(tokenizer), FusedFlexTok.of(tokenizer.for_seed(3))
+    assert first.fused is second.fused
+    other = copy.copy(tokenizer.decoder)
+    assert _fused_once(other, torch.float32).decoder is other
+    gone = weakref.ref(tokenizer.decoder), weakref.ref(first.fused)
+    del tokenizer, first, second, other
+    gc.collect()
+    assert [found() for found in gone] == [None, None]
 
 
 def test_the_first_unconditional_evaluation_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

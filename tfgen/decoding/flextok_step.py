@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -115,16 +114,14 @@ class FusedDecoder:
         return decoder.head(h[:, :p].float())
 
 
-_FUSED: WeakKeyDictionary[Decoder, dict[tuple[torch.dtype, bool], FusedDecoder]]
-_FUSED = WeakKeyDictionary()
-
-
 def _fused_once(decoder: Decoder, residual: torch.dtype, float8: bool = False) -> FusedDecoder:
-    """The fused form of a decoder, whose weights are packed once and not for each search."""
-    known = _FUSED.setdefault(decoder, {})
-    if (residual, float8) not in known:
-        known[residual, float8] = FusedDecoder(decoder, residual, float8)
-    return known[residual, float8]
+    """The fused form of a decoder, whose weights are packed once and not for each search. It is
+    kept with the decoder, and goes with it."""
+    known: dict[tuple[torch.dtype, bool], FusedDecoder] = vars(decoder).setdefault("_fused", {})
+    found = known.get((residual, float8))
+    if found is None or found.decoder is not decoder:  # but of one that this is a copy of
+        found = known[residual, float8] = FusedDecoder(decoder, residual, float8)
+    return found
 
 
 def _with_fused_decoder(vae: VAE) -> VAE:
