@@ -269,7 +269,7 @@ def test_pictures_drawn_ahead_by_other_processes_are_the_same(world: JudgeWorld)
     here, there = (list(ahead(draw, range(2, 7), 7, workers)) for workers in (0, 2))
     assert [step for step, _ in there] == [2, 3, 4, 5, 6]
     for (_, a), (_, b) in zip(here, there, strict=True):
-        for name, value, same in zip(vars(Pictures), a, b, strict=False):
+        for name, value, same in zip(Pictures.__dataclass_fields__, a, b, strict=True):
             assert np.array_equal(value, same), name
 
 
