@@ -22,25 +22,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tfgen import hub
 from tfgen.decoding.attention import norm_attention
-from tfgen.decoding.engine import resized
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.kernel_engine import KernelEngine
-from tfgen.decoding.sprites_step import decode_all_slots
 from tfgen.errors import finite_number, unknown, whole_number
 from tfgen.pipeline import DEVICES, find_device
 from tfgen.search import Engine, PlainEngine
@@ -50,8 +42,19 @@ from tfgen.tokenizers.flextok_config import SIZES, FlexTokConfig, Trunk, publish
 from tfgen.tokenizers.flextok_loading import Networks
 from tfgen.verifiers.base import Verifier
 
-from . import harness, roofline
+from . import harness, roofline, sprites_throughput
 from .flextok_flops import decode_flops
+from .throughput import (
+    Measured,
+    device_name,
+    forget_peak,
+    peak_gb,
+    profile,
+    rates,
+    report,
+    seconds,
+    write,
+)
 
 QUESTION = __doc__.splitlines()[0]
 ENGINES = ("eager", "kernels", "attention", "compile", "float8")
@@ -65,25 +68,7 @@ TINY = FlexTokConfig(  # the sizes of tests/vectors/flextok_tiny
     decoder_table=(4, 4),
     vae={"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4},
 )
-LISTED = 16  # lines of the profile
 COMPILER = "inductor"
-SPRITES_PASSES = 16  # given to an engine together
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one engine does."""
-
-    engine: str
-    decoded: float  # candidates a second, pictures
-    scored: float | None  # candidates a second, embeddings of the verifier
-    evaluation_ms: float  # of one sample's velocity, conditional or not
-    tflops: float  # of useful work, decoding
-    matmul_share: float
-    peak_gb: float | None  # on a GPU
-    latent_error: float  # mean distance of its latents from those of eager, over their deviation
-    batch: int  # candidates decoded together
-    rank: float | None = None  # correlation of its scores with those of the kernels
 
 
 def make(config: FlexTokConfig, device: torch.device, dtype: torch.dtype, vae: torch.dtype):
@@ -114,35 +99,6 @@ def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype) -> FlexTok:
     return fused.in_float8() if name == "float8" else fused
 
 
-def seconds(
-    work: Callable[[], Any], device: torch.device, least: float, runs: int = 3, warm: int = 1
-) -> float:
-    """Median time of `work`, over at least `runs` runs and `least` seconds, after `warm` of them
-    that warm up."""
-    times: list[float] = []
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    for _ in range(1000):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        if len(times) >= warm + runs and sum(times[warm:]) > least:
-            break
-    return statistics.median(times[warm:])
-
-
-def rates(device: torch.device, dtype: torch.dtype, least: float) -> tuple[float, float]:
-    """FLOP/s of a large matrix product, and bytes/s of a copy, on this device."""
-    side, size = (8192, 2**29) if device.type == "cuda" else (512, 2**22)
-    a = torch.randn(side, side, device=device).to(dtype)
-    product = seconds(lambda: a @ a, device, least)
-    b = torch.empty(size, dtype=torch.uint8, device=device)
-    c = torch.empty_like(b)
-    return 2 * side**3 / product, 2 * size / seconds(lambda: c.copy_(b), device, least)
-
-
 def measure(
     name: str,
     tokenizer: FlexTok,
@@ -157,9 +113,7 @@ def measure(
     """Times of one engine, its latents and what the verifier embeds of its pictures. reference: the
     latents of eager, perhaps of fewer candidates; flops: of a candidate."""
     device, sampling = tokenizer.device, tokenizer.sampling
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak(device)
     settings = {"steps": sampling.steps, "guidance": sampling.guidance, "apg": sampling.apg}
     latents = tokenizer.decode_latents(tokens, **settings)
     pictured = seconds(lambda: tokenizer.pictures(latents), device, 0, runs)
@@ -191,33 +145,11 @@ def measure(
         (decoded - pictured) / len(tokens) / evaluations * 1e3,
         useful / 1e12,
         useful / matmul,
-        torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
+        peak_gb(device),
         error.item(),
         len(tokens),
     )
     return row, latents, seen
-
-
-def profile(work: Callable[[], Any], device: torch.device) -> list[tuple[str, int, float]]:
-    """What one run spends its time in: kernel or operation, calls, ms; the largest first."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiling
-
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
-    with profiling(activities=activities) as found:
-        work()
-        if on_gpu:
-            torch.cuda.synchronize()
-    rows = [
-        (
-            event.key,
-            event.count,
-            (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3,
-        )
-        for event in found.key_averages()
-    ]
-    return sorted(rows, key=lambda row: -row[2])[:LISTED]
 
 
 def vae_error(tokenizer: FlexTok, latents: Tensor) -> float:
@@ -273,11 +205,11 @@ def main() -> None:
     add("--name", default="decoder_throughput", help="of these files (decoder_throughput)")
     args = parser.parse_args()
     args = with_defaults(args)
-    found, rows = run_sprites(args) if args.model == "sprites" else run(args)
+    found, rows = sprites_throughput.run(args) if args.model == "sprites" else run(args)
     text = report(found, rows)
     print(text)
     if args.output:
-        write(args.output, args.name, found, text)
+        write(args.output, args.name, QUESTION, found, text)
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
@@ -368,160 +300,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     names = ["model", "batch", "plain_batch", "tokens", "steps", "guidance"]
     names += ["dtype", "residual", "vae", "verifier"]
-    if args.model == "sprites":
-        names = ["model", "batch", "tokens", "verifier"]
     settings = {name: getattr(args, name) for name in names}
-    if args.model != "sprites":
-        settings["apg"] = not args.cfg
-    settings["device"] = torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu"
-    return settings
-
-
-@torch.inference_mode()
-def run_sprites(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
-    """As `run`, of the packaged sprites model and its verifier. `decoded` is pictures alone, of
-    one pass without a CUDA graph."""
-    device = args.device
-    matmul, bandwidth = rates(device, torch.float32, args.seconds)
-    tokenizer = hub.load_tokenizer(hub.DEFAULT_MODEL, device)
-    whole_number("--tokens", args.tokens, 1, tokenizer.num_tokens)
-    verifier = hub.load_verifier(hub.DEFAULT_VERIFIER, device, "contrast")
-    noise = torch.Generator().manual_seed(0)
-    rows: list[Measured] = []
-    profiles: dict[str, list[tuple[str, int, float]]] = {}
-    reference: Tensor | None = None
-    codebook = tokenizer.code_embeddings()
-    padded = torch.zeros(1, tokenizer.num_tokens, dtype=torch.int64, device=device)
-    with FlopCounterMode(display=False) as counter:
-        length = torch.full((1,), args.tokens, device=device)
-        decode_all_slots(tokenizer.model, codebook[padded], length)
-    flops = counter.get_total_flops()
-    tokens = torch.randint(
-        tokenizer.vocab_size, (SPRITES_PASSES * args.batch, args.tokens), generator=noise
-    ).to(device)
-    for name in ("eager", "kernels"):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        rows_of = args.plain_batch if name == "eager" else args.batch
-        engine: Engine = (
-            PlainEngine(tokenizer, verifier)
-            if name == "eager"
-            else KernelEngine(tokenizer, verifier, rows=rows_of)
-        )
-        one = tokens[:rows_of]
-        if name == "eager":
-            work: Callable[[], Any] = partial(tokenizer.decode, one)
-        else:
-            filled = resized(one, tokenizer.num_tokens)
-            lengths = torch.full((rows_of,), args.tokens, device=device)
-            work = partial(engine._pictures, filled, lengths)  # without a graph
-        decoded = rows_of / seconds(work, device, args.seconds, args.runs)
-        some = tokens[: SPRITES_PASSES * rows_of].split(rows_of)
-        seen = torch.cat(engine.embed(some))  # which warms up
-        seconds_ = seconds(lambda e=engine, p=some: e.embed(p), device, args.seconds, args.runs, 2)
-        scored = len(some) * rows_of / seconds_
-        reference = seen if reference is None else reference
-        shared = min(len(seen), len(reference))
-        error = (seen[:shared] - reference[:shared]).abs().mean() / reference.std()
-        on_gpu = device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
-        useful = flops * decoded
-        row = Measured(
-            name,
-            decoded,
-            scored,
-            1e3 / decoded,
-            useful / 1e12,
-            useful / matmul,
-            peak,
-            error.item(),
-            rows_of,
-        )
-        rows.append(row)
-        profiles[name] = profile(lambda e=engine, p=some: e.embed(p), device)
-    found = {
-        "settings": settings_of(args),
-        "matmul_tflops": matmul / 1e12,
-        "bandwidth_tb": bandwidth / 1e12,
-        "gflop_per_candidate": flops / 1e9,
-        "engines": [asdict(row) for row in rows],
-        "profiles": profiles,
-        "roofline": [],
-    }
-    return found, rows
-
-
-def report(found: dict[str, Any], rows: list[Measured]) -> str:
-    """The tables of the page."""
-    base = next((row for row in rows if row.engine == "eager"), None)
-    columns = ["engine", "batch", "decoded/s", "scored/s", "against eager", "ms an evaluation"]
-    columns += ["useful TFLOP/s", "of a matrix product", "peak memory", "error", "rank"]
-    table = [
-        [
-            row.engine,
-            str(row.batch),
-            f"{row.decoded:,.2f}",
-            "" if row.scored is None else f"{row.scored:,.2f}",
-            f"{row.decoded / base.decoded:.2f}x" if base else "",
-            f"{row.evaluation_ms:.3f}",
-            f"{row.tflops:.3f}",
-            f"{row.matmul_share:.1%}",
-            "" if row.peak_gb is None else f"{row.peak_gb:.1f} GB",
-            f"{row.latent_error:.1e}",
-            "" if row.rank is None else f"{row.rank:.3f}",
-        ]
-        for row in rows
-    ]
-    told = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
-    head = (
-        f"{told}. Measured here: {found['matmul_tflops']:,.2f} TFLOP/s in a matrix product, "
-        f"{found['bandwidth_tb']:.3f} TB/s in a copy. Useful work is "
-        f"{found['gflop_per_candidate']:,.1f} GFLOP a candidate. "
-    )
-    if "vae_error_levels" in found:
-        head += (
-            f"The VAE's pictures are {found['vae_error_levels']:.2f} of 255 levels from those of "
-            "float32. Error: of the latents, relative to their deviation, from eager's. Rank: "
-            "correlation of the scores with those of the kernels."
-        )
-    else:
-        head += "Error: of the embeddings, relative to their deviation, from eager's."
-    parts = [head, harness.markdown(columns, table)]
-    for name, lines in found["profiles"].items():
-        total = sum(line[2] for line in lines)
-        spent = [
-            [key[:60].replace("|", "/"), str(count), f"{ms:,.2f}", f"{ms / total:.1%}"]
-            for key, count, ms in lines
-        ]
-        parts.append(f"One decode, {name}: the {len(lines)} largest.")
-        parts.append(harness.markdown(["kernel", "calls", "ms", "share of these"], spent))
-    if not found["roofline"]:
-        return "\n\n".join(parts)
-    parts.append("One evaluation of both conditions, predicted from the rates above.")
-    operations = [
-        [
-            row["name"],
-            str(row["times"]),
-            f"{row['flops'] * row['times'] / 1e9:,.2f}",
-            f"{row['bytes'] * row['times'] / 1e6:,.2f}",
-            f"{row['seconds'] * 1e3:.3f}",
-        ]
-        for row in found["roofline"]
-    ]
-    columns = ["operation", "times", "GFLOP", "MB", "ms"]
-    parts.append(harness.markdown(columns, operations))
-    return "\n\n".join(parts)
-
-
-def write(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
-    """JSON and page, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    made = harness.record(argparse.Namespace(jobs=1))
-    data = json.dumps({"made": made, **found}, indent=1)
-    harness.write_whole(folder / f"{name}.json", data.encode() + b"\n")
-    versions = ", ".join(f"{name} {value}" for name, value in made["versions"].items() if value)
-    page = f"# {QUESTION}\n\n{text}\n\nMade by `{made['command']}`, {made['date']}; {versions}\n"
-    harness.write_whole(folder / f"{name}.md", page.encode())
+    return settings | {"apg": not args.cfg, "device": device_name(args.device)}
 
 
 if __name__ == "__main__":

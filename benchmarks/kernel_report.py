@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +28,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tfgen.decoding import float8, group_norm, kernels, picture_kernels, sampling_kernels
+from tfgen.decoding import (
+    attention,
+    float8,
+    group_norm,
+    kernels,
+    picture_kernels,
+    sampling_kernels,
+    vae_step,
+)
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.triton_support import triton
 from tfgen.errors import InputError, TfgenError, whole_number
@@ -37,7 +46,15 @@ from tfgen.tokenizers.flextok_loading import Networks
 from . import harness, roofline
 
 QUESTION = __doc__.splitlines()[0]
-MODULES = (kernels, sampling_kernels, picture_kernels, group_norm, float8)
+MODULES = (
+    kernels,
+    attention,
+    sampling_kernels,
+    picture_kernels,
+    group_norm,
+    vae_step,
+    float8,
+)
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -90,7 +107,7 @@ class Recorder:
         self.name, self.kernel, self.launches = name, kernel, launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*values: Any, num_warps: int, **constants: Any) -> None:
+        def launch(*values: Any, num_warps: int, num_stages: int = 3, **constants: Any) -> None:
             named = dict(zip(self.kernel.arg_names, values, strict=False)) | constants
             arguments = tuple((name, _described(value)) for name, value in named.items())
             tensors = {id(value): value for value in values if isinstance(value, Tensor)}
@@ -101,7 +118,7 @@ class Recorder:
                 self.name,
                 self.kernel,
                 arguments,
-                (("num_warps", num_warps),),
+                (("num_warps", num_warps), ("num_stages", num_stages)),
                 programs,
                 sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             )
@@ -136,7 +153,8 @@ def recording() -> Iterator[dict[Any, Launch]]:
 def launches_of(
     config: FlexTokConfig, batch: int, tokens: int, dtype: torch.dtype, residual: torch.dtype
 ) -> list[Launch]:
-    """Of a guided decode, from tokens to a CLIP's input, and of a draft in FP8."""
+    """Of a guided decode, from tokens to a CLIP's input, of a draft in FP8, and of the attention
+    kernel, which does not decode yet."""
     with torch.device("meta"):
         networks = Networks(config).eval().requires_grad_(False)
         networks.decoder.blocks.to(dtype)
@@ -148,6 +166,10 @@ def launches_of(
         latents = tokenizer.decode_latents(prefixes, steps=3)
         tokenizer.vae.decode(latents)
         tokenizer.in_float8().decode_latents(prefixes, steps=1, guidance=1.0)
+        for before in (False, True):
+            attend = partial(attention.norm_attention_triton, norm_before=before)
+            tokenizer.fused.attend = attend
+            tokenizer.decode_latents(prefixes, steps=1)
         pictures = torch.empty(batch, 3, config.image_size, config.image_size, device="meta")
         picture_kernels.verifier_input(pictures, plan, torch.float16, (-1.0, 1.0))
     largest: dict[Any, Launch] = {}  # of a kernel in one form, such as with and without momentum

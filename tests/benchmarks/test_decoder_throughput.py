@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decoder_throughput
+from benchmarks import decoder_throughput, sprites_throughput
 from tfgen.errors import InputError
 
 
@@ -64,6 +64,23 @@ def test_torch_compile_and_float8_may_be_measured_too(
     assert eager["latent_error"] == 0
     assert compiled["latent_error"] < 1e-4
     assert 1e-3 < float8["latent_error"] < 0.3
+
+
+def test_the_sprites_are_measured_with_their_verifier(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sprites_throughput, "PASSES", 2)
+    options = ("--batch", 2, "--runs", 1, "--seconds", 0, "--device", "cpu", "-o", tmp_path)
+    run(monkeypatch, "--model", "sprites", *options)
+    found = json.loads((tmp_path / "decoder_throughput.json").read_text())
+    eager, kernels = found["engines"]
+    assert (eager["engine"], kernels["engine"]) == ("eager", "kernels")
+    assert found["settings"]["verifier"] == "sprites-clip"
+    for row in (eager, kernels):
+        assert row["batch"] == 2 and row["scored"] > 0
+        assert row["tflops"] == pytest.approx(found["gflop_per_candidate"] * row["decoded"] / 1e3)
+        assert row["latent_error"] < 1e-4
+    assert "| kernels | 2 |" in (tmp_path / "decoder_throughput.md").read_text()
 
 
 @pytest.mark.parametrize(

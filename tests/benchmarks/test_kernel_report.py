@@ -24,14 +24,19 @@ KERNELS = {
     "assemble_registers",
     "residual_norm (norm)",
     "residual_norm (gate, norm)",
+    "norm_heads",
     "norm_heads (biased)",
+    "norm_attention (biased)",
+    "norm_attention (biased, norm)",
     "swiglu",
     "guided_step (guided, apg)",
     "guided_step (guided, apg, started)",
     "verifier_input",
     "quantise_rows",
     "channel_moments",
+    "add_branches",
     "merged_moments (affine)",
+    "merged_moments (affine, offset)",
     "apply_norm",
     "apply_norm (silu)",
     "guided_step",
@@ -59,6 +64,35 @@ def test_all_kernels_compile_for_hopper_and_spill_nothing(tmp_path: Path) -> Non
     moved = tokens * dim * (4 + 4 + 2 + 2)  # residual in and out, branch, result
     assert rows["residual_norm (gate, norm)"]["bytes"] == pytest.approx(moved, rel=0.01)
     assert "| swiglu |" in (tmp_path / "kernel_report.md").read_text()
+
+
+COMPILE_A_TILE = """
+import torch
+from benchmarks import kernel_report
+from tfgen.decoding.attention import Tile, norm_attention_triton
+
+with kernel_report.recording() as found:
+    qkv = torch.empty(2, 261, 3 * 128, device="meta", dtype=torch.bfloat16)
+    for before in (False, True):
+        norm_attention_triton(qkv, 2, None, 0.125, Tile(128, 32, 8, 2), before)
+launches = [one for one in found.values() if one.name == "norm_attention"]
+print([kernel_report.compile_launch(one, 90, 1e12).spilled for one in launches])
+"""
+
+
+@pytest.mark.skipif(triton is None, reason="there is no Triton to compile kernels with")
+def test_attention_compiles_with_other_tiles(tmp_path: Path) -> None:
+    """The interpreter takes what the compiler does not, such as a name for two shapes."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_A_TILE],
+        cwd=ROOT,
+        env=env | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [0, 0]
 
 
 @pytest.mark.skipif(triton is None, reason="there is no Triton to be set to interpret")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.tokenizers.flextok_checks import FOLDER
 from tfgen.decoding.attention import (
+    Tile,
     norm_attention,
     norm_attention_reference,
     norm_attention_triton,
@@ -55,6 +56,18 @@ def test_the_kernel_is_attention_over_normed_queries_and_keys(
         found = norm_attention_triton(qkv, heads, bias, 0.125)
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), expected, atol=close, rtol=close)
+
+
+@needs_triton
+@pytest.mark.parametrize("tile", [Tile(128, 32, warps=8), Tile(16, 128, stages=2)], ids=str)
+@pytest.mark.parametrize("norm_before", [False, True])
+def test_neither_tiles_nor_where_the_norm_is_change_the_result(
+    tile: Tile, norm_before: bool
+) -> None:
+    qkv, bias = randn(2, 70, 3 * 3 * 20), randn(2, 70)
+    expected = norm_attention_reference(qkv.double(), 3, bias.double(), 0.2)
+    found = norm_attention_triton(qkv, 3, bias, 0.2, tile, norm_before)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
 
 
 @needs_triton

@@ -21,7 +21,15 @@ from torch import Tensor
 from tests.tokenizers.flextok_checks import FOLDER
 from tests.toy_world import make_world, write_verifier
 from tfgen import hub
-from tfgen.decoding import float8, group_norm, kernels, picture_kernels, sampling_kernels
+from tfgen.decoding import (
+    attention,
+    float8,
+    group_norm,
+    kernels,
+    picture_kernels,
+    sampling_kernels,
+    vae_step,
+)
 from tfgen.decoding.kernel_engine import KernelEngine
 from tfgen.tokenizers.flextok import FlexTok
 from tfgen.verifiers.clip import ClipVerifier
@@ -65,6 +73,10 @@ def launch_blocks(dtype: torch.dtype) -> None:
         )
     for (heads, dim), bias in product(((3, 5), (28, 64)), (None, draw(1, 7), draw(2, 7))):
         kernels.norm_heads_triton(draw(2, 7, 3 * heads * dim, dtype=dtype), heads, bias, 0.125)
+        if dtype != torch.float32:  # of which a tile has not registers enough
+            qkv = draw(2, 7, 3 * heads * dim, dtype=dtype)
+            for before in (False, True):
+                attention.norm_attention_triton(qkv, heads, bias, 0.125, norm_before=before)
     for hidden in (1, 1100, 4800):
         kernels.swiglu_triton(draw(2, 3, 2 * hidden, dtype=dtype))
     for rows, n in ((1, 1), (5, 129), (3, 4800)):
@@ -85,6 +97,9 @@ def launch_norms(dtype: torch.dtype) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
         affine = (draw(channels, dtype=dtype), draw(channels, dtype=dtype))
         group_norm.group_norm_triton(x, groups)
+        group_norm.group_norm_triton(x, groups, offset=affine[0])
+        for enlarge in (1, 2):
+            vae_step.add_branches_triton(x, x, affine[1], enlarge)
         style = draw(n, 3 * channels)[:, channels:]  # rows that are not adjacent
         group_norm.group_norm_triton(x, groups, affine, style, silu=True)
     group_norm.group_norm_triton(draw(2, 30, 24, dtype=dtype).mT, 8)  # as an attention has it

@@ -9,7 +9,7 @@ What is done differently from `FlexTok`:
   - a step's conditional and unconditional evaluations are one batch: the null condition has as many
     rows as the prefixes have, each standing for its share of the null registers;
   - guidance and the Euler update are one kernel, on latents that stay in the order of patches;
-  - the VAE's norms are one with their activations, and copy nothing (`group_norm`).
+  - the VAE's norms, activations, biases and sums copy nothing (`group_norm`, `vae_step`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfgen.decoding.float8 import Float8Weight, float8_linear
-from tfgen.decoding.group_norm import with_fused_norms
 from tfgen.decoding.kernels import (
     attention,
     gate_residual_norm,
@@ -35,6 +34,7 @@ from tfgen.decoding.kernels import (
     swiglu,
 )
 from tfgen.decoding.sampling_kernels import assemble_registers, guided_step
+from tfgen.decoding.vae_step import FusedVAEDecoder
 from tfgen.tokenizers.flextok import FlexTok, Guidance
 from tfgen.tokenizers.flextok_loading import Networks
 from tfgen.tokenizers.flextok_model import (
@@ -125,10 +125,10 @@ def _fused_once(decoder: Decoder, residual: torch.dtype, float8: bool = False) -
 
 
 def _with_fused_decoder(vae: VAE) -> VAE:
-    """The same VAE, which shares all weights, with the norms of its decoder through a kernel."""
+    """The same VAE, which shares all weights, with its decoder through the kernels."""
     found = copy.copy(vae)
     autoencoder = copy.copy(vae.vae)
-    autoencoder._modules = autoencoder._modules | {"decoder": with_fused_norms(vae.vae.decoder)}
+    autoencoder._modules = autoencoder._modules | {"decoder": FusedVAEDecoder(vae.vae.decoder)}
     found._modules = found._modules | {"vae": autoencoder}
     return found
 

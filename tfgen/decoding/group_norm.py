@@ -19,6 +19,7 @@ Bytes are told for N samples of P pixels of C channels, with e bytes an element.
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -37,19 +38,21 @@ def group_norm(
     affine: tuple[Tensor, Tensor] | None = None,
     style: Tensor | None = None,
     *,
+    offset: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = False,
 ) -> Tensor:
-    """act((GN(x) * weight + bias) * (1 + scale) + shift): Float[N, C, ...] -> the same, which is
-    channels-last where kernels run.
+    """act((GN(x + offset) * weight + bias) * (1 + scale) + shift): Float[N, C, ...] -> the same,
+    which is channels-last where kernels run.
 
     affine: weight and bias, Float[C] each. style: scales and then shifts, Float[N, 2 C] or with
-    further axes of 1. silu: whether act is SiLU; else it is nothing. Moves 3 N P C e bytes: two
-    reads and a write. Where a gradient is asked for it is PyTorch's own.
+    further axes of 1. offset: Float[C], such as the bias of a convolution that was left out; None
+    is 0. silu: whether act is SiLU; else it is nothing. Moves 3 N P C e bytes: two reads and a
+    write. Where a gradient is asked for it is PyTorch's own.
     """
     if not fused(x) or (torch.is_grad_enabled() and x.requires_grad):
-        return group_norm_reference(x, groups, affine, style, eps=eps, silu=silu)
-    return group_norm_triton(x, groups, affine, style, eps=eps, silu=silu)
+        return group_norm_reference(x, groups, affine, style, offset=offset, eps=eps, silu=silu)
+    return group_norm_triton(x, groups, affine, style, offset=offset, eps=eps, silu=silu)
 
 
 def group_norm_reference(
@@ -58,9 +61,12 @@ def group_norm_reference(
     affine: tuple[Tensor, Tensor] | None = None,
     style: Tensor | None = None,
     *,
+    offset: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = False,
 ) -> Tensor:
+    if offset is not None:
+        x = x + offset[(...,) + (None,) * (x.dim() - 2)].to(x.dtype)
     x = F.group_norm(x, groups, *(affine or (None, None)), eps)
     if style is not None:
         style = style.flatten(1)[(...,) + (None,) * (x.dim() - 2)].to(x.dtype)
@@ -75,6 +81,7 @@ def group_norm_triton(
     affine: tuple[Tensor, Tensor] | None = None,
     style: Tensor | None = None,
     *,
+    offset: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = False,
 ) -> Tensor:
@@ -85,7 +92,7 @@ def group_norm_triton(
     if x.numel():
         mean, squares, part = channel_moments_triton(rows)
         table = merged_moments_triton(
-            mean, squares, rows[0, ..., 0].numel(), part, groups, affine, style, eps
+            mean, squares, rows[0, ..., 0].numel(), part, groups, affine, style, eps, offset
         )
         _apply(rows, table, out, silu)
     return out.movedim(-1, 1)
@@ -179,9 +186,11 @@ def merged_moments_triton(
     affine: tuple[Tensor, Tensor] | None,
     style: Tensor | None,
     eps: float,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Moments Float32[N, parts, C] each, of parts of `part` of the `pixels` -> Float32[N, 3, C]:
-    the group's mean m, and f and s of each channel with (x - m) f + s the result.
+    the group's mean m, less the channel's offset, and f and s of each channel with (x - m) f + s
+    the result.
 
         m = sum of n_i m_i / n,    variance = (sum of squares_i + n_i (m_i - m)^2) / n
         f = weight (1 + scale) / sqrt(variance + eps),    s = bias (1 + scale) + shift
@@ -203,6 +212,7 @@ def merged_moments_triton(
         weight,
         bias,
         mean if style is None else style,
+        mean if offset is None else offset,
         pixels,
         part,
         parts,
@@ -212,6 +222,7 @@ def merged_moments_triton(
         eps,
         AFFINE=affine is not None,
         STYLE=style is not None,
+        OFFSET=offset is not None,
         PARTS=split_block,
         BLOCK=block,
         num_warps=warps(split_block * block),
@@ -228,11 +239,14 @@ def merged_moments_reference(
     affine: tuple[Tensor, Tensor] | None,
     style: Tensor | None,
     eps: float,
+    offset: Tensor | None = None,
 ) -> Tensor:
     channels = mean.shape[2]
     first = torch.arange(mean.shape[1], device=mean.device) * part
     counts = (pixels - first).clamp(max=part).to(mean)[:, None, None]  # [parts, 1, 1]
     total = pixels * (channels // groups)
+    if offset is not None:
+        mean = mean + offset
     mean, squares = (t.unflatten(2, (groups, -1)) for t in (mean, squares))
     centre = (counts * mean).sum((1, 3), keepdim=True) / total
     spread = (squares + counts * (mean - centre).square()).sum((1, 3), keepdim=True) / total
@@ -241,6 +255,8 @@ def merged_moments_reference(
     )
     factor = (spread + eps).rsqrt()
     shift = torch.zeros_like(factor)
+    if offset is not None:
+        centre = centre - offset
     if affine is not None:
         factor, shift = factor * affine[0], shift + affine[1]
     if style is not None:
@@ -257,6 +273,7 @@ def _merged_moments_kernel(
     weight,
     bias,
     style,
+    offset,
     pixels,
     part,
     parts,
@@ -266,6 +283,7 @@ def _merged_moments_kernel(
     eps,
     AFFINE: tl.constexpr,
     STYLE: tl.constexpr,
+    OFFSET: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -276,7 +294,12 @@ def _merged_moments_kernel(
     i = tl.arange(0, BLOCK)
     inside = (at < parts) & (i < size)[None, :]
     place = (sample * parts + at) * channels + group * size + i[None, :]
-    middle = tl.load(mean + place, mask=inside, other=0.0)
+    there = i < size
+    c = group * size + i
+    lacking = tl.zeros([BLOCK], tl.float32)
+    if OFFSET:
+        lacking += tl.load(offset + c, mask=there, other=0.0).to(tl.float32)
+    middle = tl.load(mean + place, mask=inside, other=0.0) + lacking[None, :]
     spread = tl.load(squares + place, mask=inside, other=0.0)
     share = tl.where(inside, tl.minimum(part, pixels - at * part), 0).to(tl.float32)
     share = share / pixels / size
@@ -284,8 +307,6 @@ def _merged_moments_kernel(
     away = middle - centre
     squared = spread / pixels / size + share * away * away
     variance = tl.sum(tl.sum(squared, axis=1), axis=0)
-    there = i < size
-    c = group * size + i
     factor = tl.zeros([BLOCK], tl.float32) + tl.rsqrt(variance + eps)
     shift = tl.zeros([BLOCK], tl.float32)
     if AFFINE:
@@ -297,7 +318,7 @@ def _merged_moments_kernel(
         factor *= scale
         shift = shift * scale + tl.load(own + channels, mask=there, other=0.0).to(tl.float32)
     row = table + sample * 3 * channels + c
-    tl.store(row, tl.zeros([BLOCK], tl.float32) + centre, mask=there)
+    tl.store(row, centre - lacking, mask=there)
     tl.store(row + channels, factor, mask=there)
     tl.store(row + 2 * channels, shift, mask=there)
 
@@ -375,14 +396,10 @@ class FusedGroupNorm(nn.Module):
         return group_norm(x, norm.num_groups, affine, eps=norm.eps, silu=self.silu)
 
 
-_ACTIVATED = {"nonlinearity": ("norm1", "norm2"), "conv_act": ("conv_norm_out",)}
-"""In blocks of diffusers' VAE: an activation, and the norms that it comes right after."""
-
-
 def with_fused_norms(network: nn.Module) -> nn.Module:
     """The same network, which shares all weights, with each GroupNorm through `group_norm`, and
-    with it the SiLU right after it, in an `nn.Sequential` or a block of diffusers' VAE. A network
-    without a GroupNorm is returned as it is, and so are those parts of any that have none."""
+    with it the SiLU right after it in an `nn.Sequential`. A network without a GroupNorm is returned
+    as it is, and so are those parts of any that have none."""
     if isinstance(network, nn.GroupNorm):
         return FusedGroupNorm(network, silu=False)
     children = {
@@ -391,28 +408,11 @@ def with_fused_norms(network: nn.Module) -> nn.Module:
     }
     if all(child is network._modules[name] for name, child in children.items()):
         return network
-    for activation, norms in _activations(network):
-        for norm in norms:
-            children[norm] = FusedGroupNorm(network._modules[norm], silu=True)
-        children[activation] = nn.Identity()
+    if isinstance(network, nn.Sequential):
+        for name, after in pairwise(network._modules):
+            norm = network._modules[name]
+            if isinstance(norm, nn.GroupNorm) and isinstance(network._modules[after], nn.SiLU):
+                children[name], children[after] = FusedGroupNorm(norm, silu=True), nn.Identity()
     found = copy.copy(network)
     found._modules = children
     return found
-
-
-def _activations(network: nn.Module) -> list[tuple[str, tuple[str, ...]]]:
-    """Names of each SiLU that only ever follows GroupNorms, and of these."""
-    have = network._modules
-    if isinstance(network, nn.Sequential):
-        names = list(have)
-        pairs = [(after, (before,)) for before, after in zip(names, names[1:], strict=False)]
-    elif getattr(network, "time_emb_proj", None) is not None:
-        return []  # of a diffusion model, not a VAE: it is the activation of the time, too
-    else:
-        pairs = list(_ACTIVATED.items())
-    return [
-        (activation, norms)
-        for activation, norms in pairs
-        if isinstance(have.get(activation), nn.SiLU)
-        and all(isinstance(have.get(norm), nn.GroupNorm) for norm in norms)
-    ]

@@ -42,6 +42,8 @@ from tfgen.training.grafts import Grafts, graft
 from tfgen.training.world import LAYOUTS, Scenes, World
 
 HELD_OUT_SEED = 10_000_019  # scenes from this seed on are never trained on
+HEADS_ALONE = 300
+"""First steps of a run that begins with another's weights, in which its new heads only follow."""
 
 
 class TokenizerTrainer(nn.Module):
@@ -50,6 +52,9 @@ class TokenizerTrainer(nn.Module):
     def __init__(self, cfg: SpritesConfig, num_objects: int, attribute_weight: float):
         super().__init__()
         self.cfg, self.fsq, self.attribute_weight = cfg, FSQ(cfg.levels), attribute_weight
+        self.heads_alone = False
+        """Whether the heads' loss stays with the heads: new ones know nothing yet, and would spoil
+        networks that are trained already."""
         self.model = SpritesModel(cfg)
         self.read_object = nn.Linear(cfg.latent, num_objects)
         self.read_colour = nn.Linear(cfg.latent, len(COLOURS))
@@ -108,6 +113,8 @@ class TokenizerTrainer(nn.Module):
             "present": 0.1 * F.binary_cross_entropy_with_logits(layered.present, present.float()),
         }
         described = described.float()
+        if self.heads_alone:
+            seen, trunk, described = seen.detach(), trunk.detach(), described.detach()
         there = encoded.objects >= 0
 
         def per_slot(head: nn.Linear) -> Tensor:
@@ -228,6 +235,7 @@ def train(
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
         scenes = world.sample(config["batch"], generator)
         lengths = 1 + torch.multinomial(shares, config["batch"], True, generator=generator)
+        trainer.heads_alone = bool(config.get("start")) and step < HEADS_ALONE
         grafts = None
         if config.get("grafts"):
             grafts = graft(scenes, config["grafts"], generator)
