@@ -154,6 +154,29 @@ def test_a_tokenizer_begins_with_the_networks_of_one_of_fewer_objects(
     tokenizer.train(config, tmp_path / "second", "cpu", small, until=2)
 
 
+def gradients(trainer: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    trainer.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in trainer.named_parameters() if p.grad is not None}
+
+
+def test_new_heads_of_a_tokenizer_learn_without_moving_its_networks(small: World) -> None:
+    trainer = tokenizer.TokenizerTrainer(tokenizer_model().cfg, small.num_objects, 0.5)
+    scenes = small.sample(4, torch.Generator().manual_seed(0))
+    lengths = torch.full((4,), trainer.cfg.num_tokens)
+    together = gradients(trainer, trainer(small, scenes, lengths)[0])
+    trainer.heads_alone = True
+    alone = gradients(trainer, trainer(small, scenes, lengths)[0])
+    trainer.attribute_weight = 0.0
+    without = gradients(trainer, trainer(small, scenes, lengths)[0])
+    for name, gradient in alone.items():
+        of_head = name.startswith(("read_", "see_"))
+        expected = together if of_head else without
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
+    name = "model.encoder.convs.0.weight"
+    assert not torch.allclose(together[name], alone[name], rtol=1e-3)
+
+
 @pytest.mark.usefixtures("unjudged")
 def test_a_tokenizer_does_not_begin_with_other_networks(small: World, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'sprites' has other networks than the config"):
@@ -248,6 +271,22 @@ def test_training_starts_from_an_exported_verifier(
     )
     for name, value in first.model.state_dict().items():
         torch.testing.assert_close(second.model.state_dict()[name], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_new_heads_of_a_verifier_learn_without_moving_its_networks(
+    exported: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(name: str, head_weight: float) -> clip.ClipTrainer:
+        config = CLIP | {"head_weight": head_weight}
+        return clip.train(config, tmp_path / name, "cpu", world, model=exported, until=1)[0]
+
+    without, alone = begun("without", 0.0), begun("alone", 0.3)
+    moved = apart(weights(alone.heads), weights(without.heads))
+    assert moved > 1e-4 and alone.heads_alone
+    assert apart(weights(alone.model), weights(without.model)) < 1e-6
+    monkeypatch.setattr(clip, "HEADS_ALONE", 0)
+    assert apart(weights(begun("together", 0.3).model), weights(without.model)) > 1e-4
 
 
 def test_a_verifier_begins_with_what_one_of_fewer_words_knows(exported: Path) -> None:

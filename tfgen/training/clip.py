@@ -44,6 +44,7 @@ from tfgen.training.captions import (
 from tfgen.training.clip_batches import NOTHING, Batch, Batches
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
+    HEADS_ALONE,
     Training,
     arguments,
     cache_folder,
@@ -146,6 +147,7 @@ class ClipTrainer(nn.Module):
             MAX_OBJECTS * len(COLOURS),
         )
         self.sizes, self.head_weight = sizes, head_weight
+        self.heads_alone = False  # see HEADS_ALONE
         self.heads = nn.Linear(features, sum(sizes))
         # What a caption states: background, two kinds, relation, size, place.
         self.said_sizes = (len(BACKGROUNDS), num_objects, num_objects, len(RELATION_WORDS), 2, 2)
@@ -182,6 +184,8 @@ class ClipTrainer(nn.Module):
             parts["nothing"] = F.cross_entropy(logits[n:], last)
             loss = loss + 0.5 * parts["nothing"]
         if self.head_weight:
+            if self.heads_alone:
+                hidden, spoken = hidden.detach(), spoken.detach()
             parts["heads"] = self._heads(hidden[:n].float(), scenes, weights)
             parts["said"] = self._said(spoken[:-1], batch.mentions)
             loss = loss + self.head_weight * (parts["heads"] + parts["said"])
@@ -373,7 +377,9 @@ def train(
         held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
 
     batches = Batches(world, captioner, words, config, tokenizer, found)
+    new_heads = begin is None and (model is not None or bool(config.get("start")))
     for step, batch in batches.each(training, training.last, workers_beside(device)):
+        trainer.heads_alone = new_heads and step < HEADS_ALONE
         with batches.autocast():
             loss, parts = trainer(batch)
         parts["scale"] = trainer.model.logit_scale.detach().exp()

@@ -107,6 +107,11 @@ class EMA:
         return {**module.state_dict(), **self.shadow}
 
 
+HEADS_ALONE = 300
+"""First steps of a run that begins with trained networks, in which the loss of new heads stays with
+the heads: they know nothing yet, and would spoil the rest. As long as the warm-up."""
+
+
 def learning_rate(
     step: int, steps: int, peak: float, warmup: int = 300, flat: float = 0.5
 ) -> float:

@@ -31,6 +31,7 @@ from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, compose,
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
+    HEADS_ALONE,
     Training,
     arguments,
     cache_folder,
@@ -42,8 +43,6 @@ from tfgen.training.grafts import Grafts, graft
 from tfgen.training.world import LAYOUTS, Scenes, World
 
 HELD_OUT_SEED = 10_000_019  # scenes from this seed on are never trained on
-HEADS_ALONE = 300
-"""First steps of a run that begins with another's weights, in which its new heads only follow."""
 
 
 class TokenizerTrainer(nn.Module):
@@ -52,9 +51,7 @@ class TokenizerTrainer(nn.Module):
     def __init__(self, cfg: SpritesConfig, num_objects: int, attribute_weight: float):
         super().__init__()
         self.cfg, self.fsq, self.attribute_weight = cfg, FSQ(cfg.levels), attribute_weight
-        self.heads_alone = False
-        """Whether the heads' loss stays with the heads: new ones know nothing yet, and would spoil
-        networks that are trained already."""
+        self.heads_alone = False  # see HEADS_ALONE
         self.model = SpritesModel(cfg)
         self.read_object = nn.Linear(cfg.latent, num_objects)
         self.read_colour = nn.Linear(cfg.latent, len(COLOURS))
