@@ -141,6 +141,26 @@ def test_it_learns_a_few_scenes_and_what_it_writes_is_loaded(
         assert torch.allclose(loaded.decode(tokens), trained.decode(known, 4), atol=0.02)
 
 
+def test_new_heads_learn_without_moving_the_networks(world: World) -> None:
+    trainer = grid.GridTrainer(GridConfig(**SIZES), world.num_objects, 0.5)
+    scenes = world.sample(4, torch.Generator().manual_seed(0))
+    lengths = torch.full((4,), trainer.cfg.num_tokens)
+
+    def gradients(attribute_weight: float) -> dict[str, torch.Tensor | None]:
+        trainer.zero_grad()
+        trainer.attribute_weight = attribute_weight
+        trainer(world, scenes, lengths)[0].backward()
+        return {name: p.grad for name, p in trainer.named_parameters()}
+
+    trainer.heads_alone = True
+    alone, without = gradients(0.5), gradients(0.0)
+    for name, gradient in alone.items():
+        if name.startswith("model."):
+            torch.testing.assert_close(gradient, without[name], atol=1e-6, rtol=1e-4)
+        else:
+            assert gradient.abs().max() > 0
+
+
 @pytest.mark.usefixtures("unjudged")
 def test_it_begins_with_the_networks_of_another_grid_tokenizer(
     world: World, tmp_path: Path

@@ -20,6 +20,7 @@ from tfgen.tokenizers.grid_model import GridConfig, GridModel, finished, given
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
+    HEADS_ALONE,
     Training,
     arguments,
     cache_folder,
@@ -77,6 +78,7 @@ class GridTrainer(nn.Module):
     def __init__(self, cfg: GridConfig, num_objects: int, attribute_weight: float):
         super().__init__()
         self.cfg, self.fsq, self.attribute_weight = cfg, FSQ(cfg.levels), attribute_weight
+        self.heads_alone = False  # see HEADS_ALONE
         self.model = GridModel(cfg)
         self.see = CellHeads(cfg.width, num_objects)
         self.read = CellHeads(cfg.width, num_objects)
@@ -111,6 +113,8 @@ class GridTrainer(nn.Module):
             "image": (difference.abs() * inside).mean() / share,
             "coarse": F.avg_pool2d(difference, 4).abs().mean() / share,
         }
+        if self.heads_alone:
+            seen, cells = seen.detach(), cells.detach()
         slots = contents(scenes, cfg.grid)
         rows, columns = torch.ones_like(keep).nonzero(as_tuple=True)
         attributes = {
@@ -193,6 +197,7 @@ def train(
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
     judged = [1, 4, 8, 12, 16][: cfg.num_tokens]
     for step in training:
+        trainer.heads_alone = bool(config.get("start")) and step < HEADS_ALONE
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
         scenes = world.sample(config["batch"], generator)
         lengths = torch.randint(1, cfg.num_tokens, (config["batch"],), generator=generator)
