@@ -19,16 +19,8 @@ from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.grid_model import GridConfig, GridModel, finished, given
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import (
-    HEADS_ALONE,
-    Training,
-    arguments,
-    cache_folder,
-    deadline_in,
-    learning_rate,
-    load_config,
-)
-from tfgen.training.tokenizer import HELD_OUT_SEED, begin_with, export_networks, psnr
+from tfgen.training.common import HEADS_ALONE, learning_rate
+from tfgen.training.tokenizer import HELD_OUT_SEED, begin_run, command, export_networks, psnr
 from tfgen.training.world import Scenes, World
 
 WHOLE = 0.5  # the share of the training scenes that keep all cells
@@ -150,16 +142,7 @@ def evaluate(
 
 
 def main() -> None:
-    parser = arguments(__doc__, "grid_small")
-    parser.add_argument(
-        "--export", type=Path, help="write the tokenizer's files to this folder at the end"
-    )
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
-    folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)
-    trainer = train(config, folder, args.device, until=args.until, deadline=deadline)
-    if args.export:
-        export(trainer, args.export)
+    command(__doc__, "grid_small", train, export)
 
 
 def export(trainer: GridTrainer, folder: Path) -> None:
@@ -179,21 +162,11 @@ def train(
 
     deadline: see Training; raises TimeUp there.
     """
-    torch.manual_seed(config["seed"])
-    cfg = GridConfig(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
+    limits = (until, deadline)
+    world, trainer, training = begin_run(
+        GridTrainer, GridConfig, config, folder, device, world, *limits
     )
-    free = config.get("free", 0.0)
-    world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
-    trainer = GridTrainer(cfg, world.num_objects, config["attribute_weight"]).to(device)
-    trainer = trainer.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(
-        trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
-    training = Training(trainer, optimiser, config, folder, until, deadline)
-    if training.start == 0 and config.get("start"):
-        begin_with(trainer.model, config["start"])
-        training.forget_average()
+    cfg = trainer.cfg
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
     judged = [1, 4, 8, 12, 16][: cfg.num_tokens]
     for step in training:

@@ -12,9 +12,10 @@ whatever the others say.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,7 @@ from tfgen.training.common import (
 from tfgen.training.grafts import Grafts, graft
 from tfgen.training.world import LAYOUTS, Scenes, World
 
+T = TypeVar("T", bound=nn.Module)
 HELD_OUT_SEED = 10_000_019  # scenes from this seed on are never trained on
 
 
@@ -157,7 +159,14 @@ def evaluate(
 
 
 def main() -> None:
-    parser = arguments(__doc__, "tokenizer_small")
+    command(__doc__, "tokenizer_small", train, export)
+
+
+def command(
+    text: str, name: str, train: Callable[..., T], export: Callable[[T, Path], None]
+) -> None:
+    """What the command of a tokenizer's training does; name: of its run and its config."""
+    parser = arguments(text, name)
     parser.add_argument(
         "--export", type=Path, help="write the tokenizer's files to this folder at the end"
     )
@@ -198,6 +207,37 @@ def begin_with(model: SpritesModel | GridModel, name: str) -> None:
     model.load_state_dict(known.state_dict())
 
 
+def begin_run(
+    make: Callable[[Any, int, float], T],
+    sizes: type,
+    config: dict,
+    folder: Path,
+    device: str,
+    world: World | None,
+    until: int | None,
+    deadline: float | None,
+) -> tuple[World, T, Training]:
+    """What the training of any tokenizer begins with, as its config says or where its checkpoint
+    is: the world, if none is given, the trainer, and the run.
+
+    make: the trainer of networks of given `sizes`, a number of objects, and a weight of the heads.
+    """
+    torch.manual_seed(config["seed"])
+    cfg = sizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()})
+    free = config.get("free", 0.0)
+    world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
+    trainer = make(cfg, world.num_objects, config["attribute_weight"]).to(device)
+    trainer = trainer.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(
+        trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    training = Training(trainer, optimiser, config, folder, until, deadline)
+    if training.start == 0 and config.get("start"):
+        begin_with(trainer.model, config["start"])
+        training.forget_average()
+    return world, trainer, training
+
+
 def train(
     config: dict,
     folder: Path,
@@ -210,21 +250,11 @@ def train(
 
     deadline: see Training; raises TimeUp there.
     """
-    torch.manual_seed(config["seed"])
-    cfg = SpritesConfig(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
+    limits = (until, deadline)
+    world, trainer, training = begin_run(
+        TokenizerTrainer, SpritesConfig, config, folder, device, world, *limits
     )
-    free = config.get("free", 0.0)
-    world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
-    trainer = TokenizerTrainer(cfg, world.num_objects, config["attribute_weight"]).to(device)
-    trainer = trainer.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(
-        trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
-    training = Training(trainer, optimiser, config, folder, until, deadline)
-    if training.start == 0 and config.get("start"):
-        begin_with(trainer.model, config["start"])
-        training.forget_average()
+    cfg = trainer.cfg
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
     judged = [1, 2, 3, 4, 6, 8, 12, 16][: cfg.num_tokens]
     shares = trainer.length_weights.cpu()
