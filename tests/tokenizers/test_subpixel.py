@@ -23,10 +23,10 @@ def test_equals_the_convolution_of_the_enlarged_picture(shape, bias):
 def test_gradients_equal_those_of_the_enlarged_picture():
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3, padding=1).double()
-    weight = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    weight = torch.randn(2, 4, 6, 10, dtype=torch.float64)
     gradients = []
     for enlarge in (conv_enlarged, lambda x, c: c(F.interpolate(x, scale_factor=2.0))):
-        x = torch.linspace(-1, 1, 54, dtype=torch.float64).view(2, 3, 3, 3).requires_grad_()
+        x = torch.linspace(-1, 1, 90, dtype=torch.float64).view(2, 3, 3, 5).requires_grad_()
         loss = (enlarge(x, conv) * weight).sum()
         gradients.append(torch.autograd.grad(loss, [x, conv.weight, conv.bias]))
     for ours, expected in zip(*gradients, strict=True):
