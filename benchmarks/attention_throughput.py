@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             error = (attend(*(qkv[:CHECKED], heads, bias[:CHECKED], scale)) - exact).abs().mean()
             took = seconds(work, device, args.seconds) / calls
         except Exception as refusal:  # of many kinds: no backend, no registers, no shared memory
-            rows.append({"variant": name, "refused": str(refusal).splitlines()[0]})
+            why = str(refusal).strip().splitlines() or [type(refusal).__name__]
+            rows.append({"variant": name, "refused": why[0]})
             continue
         rows.append(
             {

@@ -42,6 +42,21 @@ def test_a_wrong_attention_has_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert found["variants"][0]["error"] > 1e-2
 
 
+def test_a_refusal_without_words_is_told_by_its_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_: object) -> Tensor:
+        raise MemoryError
+
+    usual = attention_throughput.attention
+    monkeypatch.setattr(
+        attention_throughput, "variants", lambda _: {"sdpa": usual, "large": refused}
+    )
+    run(monkeypatch, "--seconds", 0, "--device", "cpu", "-o", tmp_path)
+    found = json.loads((tmp_path / "attention_throughput.json").read_text())
+    assert found["variants"][1] == {"variant": "large", "refused": "MemoryError"}
+
+
 def test_with_triton_every_tile_is_compared_with_the_norms_inside_and_before() -> None:
     names = list(attention_throughput.variants(True))
     assert len(names) == 5 + 2 * len(attention_throughput.TILES)
