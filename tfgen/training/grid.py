@@ -162,9 +162,8 @@ def train(
 
     deadline: see Training; raises TimeUp there.
     """
-    limits = (until, deadline)
     world, trainer, training = begin_run(
-        GridTrainer, GridConfig, config, folder, device, world, *limits
+        GridTrainer, GridConfig, config, folder, device, world, until, deadline
     )
     cfg = trainer.cfg
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))

@@ -250,9 +250,8 @@ def train(
 
     deadline: see Training; raises TimeUp there.
     """
-    limits = (until, deadline)
     world, trainer, training = begin_run(
-        TokenizerTrainer, SpritesConfig, config, folder, device, world, *limits
+        TokenizerTrainer, SpritesConfig, config, folder, device, world, until, deadline
     )
     cfg = trainer.cfg
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
