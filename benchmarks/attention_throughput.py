@@ -5,9 +5,9 @@
 
 Each variant gets the same random product of a block's weights and gives what the block multiplies
 next, so norms of heads and the bias of keys are in its time. `sdpa` is PyTorch's attention after
-the kernel `norm_heads`, as the decoder has it; `sdpa-...` is that with one of its backends. `tiles`
-is our kernel, with the norms inside; `norm+tiles` is the same after a kernel that norms once. A
-variant that this device or PyTorch refuses is told as such. Errors are from float64.
+the kernel `norm_heads`, as the decoder has it; `sdpa-...` is that with one of its backends. `head`
+is our kernel, with the norms inside, cut in several ways. A variant that this device or PyTorch
+refuses is told as such. Errors are from float64.
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 TILES = [
-    Tile(queries, keys, warps, stages)
-    for (queries, warps), keys, stages in product(
-        ((64, 4), (128, 4), (128, 8)), (32, 64, 128), (2, 3)
-    )
+    Tile(queries, warps, stages)
+    for (queries, warps), stages in product(((64, 4), (64, 8), (128, 8)), (1, 2, 3))
 ]
 CALLS = 20  # between two looks at the clock
 CHECKED = 4  # samples that are computed in float64, too
@@ -67,10 +65,9 @@ def variants(triton_runs: bool) -> dict[str, Attend]:
     found |= {f"sdpa-{name}": partial(through, kind) for name, kind in BACKENDS.items()}
     if not triton_runs:
         return found
-    for before, tile in product((False, True), TILES):
-        name = "norm+tiles" if before else "tiles"
-        name += f" {tile.queries}x{tile.keys}, {tile.warps} warps, {tile.stages} stages"
-        found[name] = partial(norm_attention_triton, tile=tile, norm_before=before)
+    for tile in TILES:
+        name = f"head, {tile.queries} queries, {tile.warps} warps, {tile.stages} stages"
+        found[name] = partial(norm_attention_triton, tile=tile)
     return found
 
 

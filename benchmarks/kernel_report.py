@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -166,10 +165,8 @@ def launches_of(
         latents = tokenizer.decode_latents(prefixes, steps=3)
         tokenizer.vae.decode(latents)
         tokenizer.in_float8().decode_latents(prefixes, steps=1, guidance=1.0)
-        for before in (False, True):
-            attend = partial(attention.norm_attention_triton, norm_before=before)
-            tokenizer.fused.attend = attend
-            tokenizer.decode_latents(prefixes, steps=1)
+        tokenizer.fused.attend = attention.norm_attention_triton
+        tokenizer.decode_latents(prefixes, steps=1)
         pictures = torch.empty(batch, 3, config.image_size, config.image_size, device="meta")
         picture_kernels.verifier_input(pictures, plan, torch.float16, (-1.0, 1.0))
     largest: dict[Any, Launch] = {}  # of a kernel in one form, such as with and without momentum

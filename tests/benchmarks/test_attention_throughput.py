@@ -57,10 +57,10 @@ def test_a_refusal_without_words_is_told_by_its_kind(
     assert found["variants"][1] == {"variant": "large", "refused": "MemoryError"}
 
 
-def test_with_triton_every_tile_is_compared_with_the_norms_inside_and_before() -> None:
+def test_with_triton_every_cut_of_the_kernel_is_compared() -> None:
     names = list(attention_throughput.variants(True))
-    assert len(names) == 5 + 2 * len(attention_throughput.TILES)
-    assert sum(name.startswith("norm+tiles") for name in names) == len(attention_throughput.TILES)
+    assert len(names) == 5 + len(attention_throughput.TILES)
+    assert sum(name.startswith("head") for name in names) == len(attention_throughput.TILES)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--samples", 0), ("--tokens", 17)])

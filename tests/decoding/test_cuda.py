@@ -6,7 +6,6 @@ Convolutions and products are in full float32 here, so that results can be compa
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -40,14 +39,6 @@ pytestmark = pytest.mark.skipif(
 CUDA = torch.device("cuda")
 TOKENS = torch.tensor([[3, 1], [0, 7], [11, 2]])
 CLOSE = {"atol": 1e-4, "rtol": 0}
-
-
-@pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,14 +29,6 @@ CLOSE = {"atol": 3e-5, "rtol": 3e-5}
 HALF = {"atol": 3e-2, "rtol": 1e-2}  # of results rounded to bfloat16
 DTYPES = [torch.float32, torch.bfloat16]
 needs_triton = pytest.mark.skipif(triton is None, reason="there is no Triton to check kernels with")
-
-
-@pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

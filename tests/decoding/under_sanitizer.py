@@ -71,12 +71,13 @@ def launch_blocks(dtype: torch.dtype) -> None:
         kernels.gate_residual_norm_triton(
             x, branch, table[:, 0], table[:, 4], table[:, 5], patches, dtype
         )
-    for (heads, dim), bias in product(((3, 5), (28, 64)), (None, draw(1, 7), draw(2, 7))):
+    for (heads, dim), n in product(((3, 5), (28, 64)), (0, 1, 2)):
+        bias, longer = (draw(n, 7), draw(n, 23)) if n else (None, None)
         kernels.norm_heads_triton(draw(2, 7, 3 * heads * dim, dtype=dtype), heads, bias, 0.125)
         if dtype != torch.float32:  # of which a tile has not registers enough
-            qkv = draw(2, 7, 3 * heads * dim, dtype=dtype)
-            for before in (False, True):
-                attention.norm_attention_triton(qkv, heads, bias, 0.125, norm_before=before)
+            qkv = draw(2, 23, 3 * heads * dim, dtype=dtype)
+            for tile in (attention.TILE, attention.Tile(128, 8)):
+                attention.norm_attention_triton(qkv, heads, longer, 0.125, tile)
     for hidden in (1, 1100, 4800):
         kernels.swiglu_triton(draw(2, 3, 2 * hidden, dtype=dtype))
     for rows, n in ((1, 1), (5, 129), (3, 4800)):

@@ -1,11 +1,13 @@
 """Attention of one kernel: norms of queries and keys, bias of the keys, softmax and values.
 
 `kernels.attention` norms in one pass and leaves the rest to PyTorch, whose kernels cut sequences
-into tiles of 128; a FlexTok's has some 260 tokens, so that a third of those tiles is empty. This
-one has tiles of 64 and reads the product of a block's weights as it lies: the normed queries and
-keys are never written, unless that is asked for, as norms once for all save the kernel's tiles from
-doing theirs over and over. Which is fastest tells `tfgen bench attention_throughput`; nobody has
-asked it on a GPU yet, and until then PyTorch's is what decodes.
+into tiles of 128; a FlexTok's has some 260 tokens, so that more than half of what those multiply is
+padding. Here one program takes a head of a sample: its keys and values are read and normed once and
+stay in shared memory, and as all keys are at hand, no tile has to be reconciled with the next. A
+kernel in the usual way, which read the keys tile by tile, took 1.08 to 2.2 times as long as
+PyTorch's on an H200 (benchmarks/results/attention_throughput-d18-d28.md). Whether this one is
+faster tells `tfgen bench attention_throughput`; nobody has asked it on a GPU yet, and until then
+PyTorch's is what decodes.
 """
 
 from __future__ import annotations
@@ -17,39 +19,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfgen.decoding.kernels import LN_EPS, norm_heads_triton
+from tfgen.decoding.kernels import LN_EPS, QUERY_SHIFT, attention
 from tfgen.decoding.triton_support import fused, jit, next_power_of_2, tl
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How the kernel is cut: queries of a program, keys that it takes at a time, warps, and how
-    many loads are under way at once."""
+    """How the kernel is cut: queries that a program takes at a time, its warps, and how many loads
+    of queries are under way at once."""
 
     queries: int = 64
-    keys: int = 64
     warps: int = 4
-    stages: int = 3
+    stages: int = 2
 
 
 TILE = Tile()
 _SMALLEST = 16  # side of a product that Triton takes
+_MOST_KEYS = 320  # with their logits in the registers of a program
+_MOST_FEATURES = 64
 
 
 def norm_attention(qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float) -> Tensor:
     """Softmax attention over normed queries and keys: Float[N, S, 3 D] -> Float[N, S, D].
 
     qkv: its first third is the queries. key_bias: Float[N or 1, S], added to the logits of each
-    key, or None.
+    key, or None; of a size such that its exponential is a number (at most 16, or -inf).
 
         out = softmax(scale LN(q) LN(k)^T + key_bias) v      for each head
 
-    LN, over a head's features, has no parameters. Moves 4 N S D e bytes: each tile of queries reads
-    the head's keys and values again, from the cache. Computes 4 N S^2 D operations. In float32 it
-    is PyTorch's, too: exact products of that size have not registers enough.
+    LN, over a head's features, has no parameters. Moves 4 N S D e bytes. Computes 4 N S^2 D
+    operations. What does not fit one program (more keys or features, or float32, whose exact
+    products have not registers enough) is PyTorch's.
     """
-    if not fused(qkv) or qkv.dtype == torch.float32:
-        return norm_attention_reference(qkv, heads, key_bias, scale)
+    tokens, dim = qkv.shape[1], qkv.shape[2] // 3 // heads
+    whole, rest = _blocks(tokens)
+    fits = _SMALLEST <= whole and whole + rest <= _MOST_KEYS and dim <= _MOST_FEATURES
+    if not fused(qkv) or qkv.dtype == torch.float32 or not fits:
+        return attention(qkv, heads, key_bias, scale)
     return norm_attention_triton(qkv, heads, key_bias, scale)
 
 
@@ -70,38 +76,36 @@ def norm_attention_triton(
     key_bias: Tensor | None,
     scale: float,
     tile: Tile = TILE,
-    norm_before: bool = False,
 ) -> Tensor:
-    """norm_before: norm queries and keys in a kernel before (`norm_heads`) and not in this one."""
+    """Of 16 tokens or more."""
     n, tokens, width = qkv.shape
     out = torch.empty(n, tokens, width // 3, dtype=qkv.dtype, device=qkv.device)
     if not out.numel():
         return out
-    qkv, dim = qkv.contiguous(), width // 3 // heads
-    queries = qkv
-    if norm_before:
-        q, _, _ = norm_heads_triton(qkv, heads, None, scale)
-        queries = q  # where the keys follow each token's queries, as in qkv
+    dim = width // 3 // heads
+    whole, rest = _blocks(tokens)
     biased = key_bias is not None
-    _norm_attention_kernel[(-(-tokens // tile.queries), n * heads)](
-        queries,
-        qkv,
+    _norm_attention_kernel[(n * heads,)](
+        qkv.contiguous(),
         key_bias if biased else qkv,
         out,
         tokens,
         heads,
         dim,
-        (2 if norm_before else 3) * width // 3,
         key_bias.stride(0) if biased and len(key_bias) > 1 else 0,
         key_bias.stride(1) if biased else 0,
         scale * math.log2(math.e),
-        math.log2(math.e),
+        QUERY_SHIFT if biased else 0.0,
+        1 / (scale * QUERY_SHIFT * dim),
         LN_EPS,
         BIASED=biased,
-        NORM=not norm_before,
+        # Normed queries and keys have logits of at most scale d, 8 in a FlexTok, whose exponential
+        # float16 alone cannot hold next to those of the smallest.
+        SUBTRACT=qkv.dtype == torch.float16 or scale * dim > 64,
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
         QUERIES=tile.queries,
-        KEYS=tile.keys,
+        WHOLE=whole,
+        REST=rest,
         BLOCK=max(_SMALLEST, next_power_of_2(dim)),
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -109,77 +113,97 @@ def norm_attention_triton(
     return out
 
 
+def _blocks(tokens: int) -> tuple[int, int]:
+    """Two powers of two that hold all keys: the largest without a gap, and one for what is left, or
+    0. So 261 keys take 256 and 16, not 512."""
+    whole = next_power_of_2(tokens + 1) // 2
+    return whole, max(_SMALLEST, next_power_of_2(tokens - whole)) if tokens > whole else 0
+
+
 @jit
 def _normed(x, dim, inside, eps):
-    """Rows of x, Float[rows, BLOCK] of which `dim` features count, normed in float32."""
+    """Rows of x, Float[rows, BLOCK] of which `dim` features count, normed, in float32."""
     value = x.to(tl.float32)
     centred = tl.where(inside, value - tl.sum(value, axis=1)[:, None] / dim, 0.0)
     variance = tl.sum(centred * centred, axis=1)[:, None] / dim
-    return (centred * tl.rsqrt(variance + eps)).to(x.dtype)
+    return centred * tl.rsqrt(variance + eps)
+
+
+@jit
+def _biased_keys(place, bias, there, dim, d, key_factor, eps, BIASED: tl.constexpr):
+    """Keys at `place`, normed, with the bias at `bias` in them: Float[keys, BLOCK]."""
+    read = tl.load(place, mask=there & (d < dim), other=0.0)
+    k = _normed(read, dim, d < dim, eps)
+    if BIASED:
+        offset = tl.load(bias, mask=there, other=0.0).to(tl.float32) * key_factor
+        k = tl.where(d < dim, k + offset, 0.0)
+    return k.to(read.dtype)
 
 
 @jit
 def _norm_attention_kernel(
-    qk,
     qkv,
     bias,
     out,
     tokens,
     heads,
     dim,
-    token_stride,
     bias_sample_stride,
     bias_token_stride,
     scale,
-    bias_scale,
+    query_shift,
+    key_factor,
     eps,
     BIASED: tl.constexpr,
-    NORM: tl.constexpr,
+    SUBTRACT: tl.constexpr,
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    REST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program: one tile of the queries of one head. Logits are in units of ln 2.
-
-    qk: a token's queries, then its keys, `token_stride` numbers from the next token's.
-    """
-    sample = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
-    width = heads * dim
-    start = qk + sample * tokens * token_stride + head * dim
-    values = qkv + sample * tokens * 3 * width + 2 * width + head * dim
-    i = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    d = tl.arange(0, BLOCK)
-    feature = (d < dim)[None, :]
-    place = i[:, None] * token_stride + d[None, :]
-    q = tl.load(start + place, mask=(i < tokens)[:, None] & feature, other=0.0)
-    if NORM:
-        q = _normed(q, dim, feature, eps)
-    top = tl.full([QUERIES], -float("inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    result = tl.zeros([QUERIES, BLOCK], tl.float32)
-    for first in range(0, tokens, KEYS):
-        j = first + tl.arange(0, KEYS)
-        there = j < tokens
-        inside = there[:, None] & feature
-        at = j[:, None] * token_stride + d[None, :]
-        k = tl.load(start + width + at, mask=inside, other=0.0)
-        if NORM:
-            k = _normed(k, dim, feature, eps)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if BIASED:
-            of_keys = bias + sample * bias_sample_stride + j * bias_token_stride
-            logits += (tl.load(of_keys, mask=there, other=0.0).to(tl.float32) * bias_scale)[None, :]
-        logits = tl.where(there[None, :], logits, -float("inf"))
-        highest = tl.maximum(top, tl.max(logits, axis=1))  # finite: every tile has a key
-        weights = tl.exp2(logits - highest[:, None])
-        fade = tl.exp2(top - highest)
-        v = tl.load(values + j[:, None] * 3 * width + d[None, :], mask=inside, other=0.0)
-        part = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        result = result * fade[:, None] + part
-        total = total * fade + tl.sum(weights, axis=1)
-        top = highest
-    place = (sample * tokens + i[:, None]) * width + head * dim + d[None, :]
-    result = (result / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + place, result, mask=(i < tokens)[:, None] & feature)
+    """One program: one head of one sample. As `norm_heads` has it, biases are in the keys, and the
+    scale is in the queries, so that a logit, in units of ln 2, is what the product gives."""
+    sample = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    stride = 3 * heads * dim
+    queries = qkv + sample * tokens * stride + head * dim
+    keys, values = queries + heads * dim, queries + 2 * heads * dim
+    bias += sample * bias_sample_stride
+    d = tl.arange(0, BLOCK)[None, :]
+    j = tl.arange(0, WHOLE)[:, None]
+    at = j * stride + d
+    bias_at = bias + j * bias_token_stride
+    k = _biased_keys(keys + at, bias_at, j < tokens, dim, d, key_factor, eps, BIASED)
+    v = tl.load(values + at, mask=d < dim, other=0.0)
+    if REST > 0:
+        j = WHOLE + tl.arange(0, REST)[:, None]
+        at = j * stride + d
+        bias_at = bias + j * bias_token_stride
+        k_rest = _biased_keys(keys + at, bias_at, j < tokens, dim, d, key_factor, eps, BIASED)
+        v_rest = tl.load(values + at, mask=(j < tokens) & (d < dim), other=0.0)
+        beyond = tl.where(WHOLE + tl.arange(0, REST) < tokens, 0.0, -float("inf"))[None, :]
+    for first in range(0, tokens, QUERIES):
+        i = first + tl.arange(0, QUERIES)[:, None]
+        inside = (i < tokens) & (d < dim)
+        read = tl.load(queries + i * stride + d, mask=inside, other=0.0)
+        q = ((_normed(read, dim, d < dim, eps) + query_shift) * scale).to(read.dtype)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if REST > 0:
+            more = tl.dot(q, tl.trans(k_rest), input_precision=PRECISION)
+            more += beyond
+        if SUBTRACT:
+            highest = tl.max(logits, axis=1)
+            if REST > 0:
+                highest = tl.maximum(highest, tl.max(more, axis=1))
+                more -= highest[:, None]
+            logits -= highest[:, None]
+        weights = tl.exp2(logits)
+        total = tl.sum(weights, axis=1)
+        result = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        if REST > 0:
+            weights_rest = tl.exp2(more)
+            total += tl.sum(weights_rest, axis=1)
+            result = tl.dot(weights_rest.to(v.dtype), v_rest, result, input_precision=PRECISION)
+        result = (result / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + (sample * tokens + i) * (heads * dim) + head * dim + d, result, mask=inside)
