@@ -31,8 +31,8 @@ def test_the_bank_is_small_and_of_training_scenes(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_nearest_picture_in_the_bank_fits_the_prompt(pipeline: Pipeline, prompt: str) -> None:
     target = pipeline.verifier.prepare(prompt)
-    similarity = partial(pipeline.verifier.similarity, target=target)
-    prior = pipeline.prior.condition(prompt, similarity)
+    similarities = partial(pipeline.verifier.similarities, target=target)
+    prior = pipeline.prior.condition(prompt, similarities)
     pictures = pipeline.tokenizer.decode(prior.neighbours[:16])
     assert pipeline.verifier.score(pictures, target).max() > 1
     assert render(pipeline.tokenizer, prior.neighbours[0]).size == (256, 256)

@@ -35,3 +35,11 @@ def test_files_without_int8_are_read_as_float32():
 
 def test_no_scale_is_left_among_the_weights():
     assert not any(name.endswith(SCALE) for name in unpack(pack({"w": torch.ones(2, LARGE)})))
+
+
+def test_what_is_large_can_be_said() -> None:
+    weights = {"w": torch.randn(20, 10, generator=torch.Generator().manual_seed(0))}
+    assert pack(weights)["w"].dtype == torch.float16
+    packed = pack(weights, large=200)
+    assert packed["w"].dtype == torch.int8
+    torch.testing.assert_close(unpack(packed)["w"], weights["w"], atol=0.02, rtol=0)

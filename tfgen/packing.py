@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 LARGE = 200_000
-"""Matrices of at least this many weights are stored as int8."""
+"""Matrices of at least this many weights are stored as int8, unless another size is named."""
 
 SCALE = ".int8_scale"
 
 
-def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as they are stored: large matrices int8, with their scales Float32[rows, 1] under the
-    name + SCALE; other floating-point tensors float16; whatever else as it is."""
+def pack(tensors: dict[str, Tensor], large: int = LARGE) -> dict[str, Tensor]:
+    """Weights as they are stored: matrices of `large` weights or more int8, with their scales
+    Float32[rows, 1] under the name + SCALE; other floating-point tensors float16; whatever else as
+    it is."""
     packed = {}
     for name, value in tensors.items():
         value = value.detach().cpu()
-        if value.is_floating_point() and value.ndim == 2 and value.numel() >= LARGE:
+        if value.is_floating_point() and value.ndim == 2 and value.numel() >= large:
             scale = value.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
             packed[name] = (value / scale).round().to(torch.int8)
             packed[name + SCALE] = scale

@@ -217,7 +217,7 @@ class Pipeline:
         target = self.verifier.prepare(prompt, tuple(negative))
         for sentence in self.verifier.warnings(prompt):
             warnings.warn(sentence, PromptWarning, stacklevel=2)
-        prior = self.prior.condition(prompt, partial(self.verifier.similarity, target=target))
+        prior = self.prior.condition(prompt, partial(self.verifier.similarities, target=target))
         tokenizer = self.tokenizer.for_seed(seed)
         models = self.fingerprints | {"seed": None if tokenizer is self.tokenizer else seed}
         atlas = None

@@ -42,6 +42,11 @@ def similarity(embeddings: Tensor) -> Tensor:
     return embeddings @ LOGITS
 
 
+def similarities(embeddings: Tensor) -> Tensor:
+    """To a prompt without parts."""
+    return similarity(embeddings)[:, None]
+
+
 def behind() -> ToyPrior:
     return ToyPrior(VOCAB, TOKENS)
 
@@ -51,7 +56,7 @@ def make(codes: Tensor | None = CODES) -> RetrievalPrior:
 
 
 def conditioned(codes: Tensor | None = CODES) -> RetrievalPrior:
-    return make(codes).condition("a prompt", similarity)
+    return make(codes).condition("a prompt", similarities)
 
 
 def kernel(x: int, y: int, codes: Tensor | None) -> float:
@@ -104,7 +109,9 @@ def test_every_distribution_is_normalised_and_leaves_no_token_out() -> None:
 
 def test_the_best_pictures_tokens_are_the_most_probable() -> None:
     assert conditioned().log_probs(EMPTY).argmax() == 0
-    other = make().condition("another prompt", lambda embeddings: embeddings @ LOGITS.flip(0))
+    other = make().condition(
+        "another prompt", lambda embeddings: embeddings @ LOGITS.flip(0)[:, None]
+    )
     assert other.log_probs(EMPTY).argmax() == 8
 
 
@@ -149,7 +156,7 @@ def test_what_is_expected_is_the_neighbours_own_likelihood_without_themselves() 
             "mean": torch.zeros(5),
         }
         rest = RetrievalPrior(Bank(tensors, make_bank().header), behind(), CODES)
-        log_p = rest.condition("a prompt", similarity).sequence_log_prob(SEQUENCES[i : i + 1])
+        log_p = rest.condition("a prompt", similarities).sequence_log_prob(SEQUENCES[i : i + 1])
         total += float(squares[i] * log_p[0, :3].mean())
     assert conditioned().expected_log_prob(3) == pytest.approx(total, rel=1e-5)
 
@@ -172,9 +179,9 @@ def test_only_the_nearest_neighbours_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_conditioning_leaves_the_prior_of_other_prompts_alone() -> None:
     prior = make()
-    first = prior.condition("a prompt", similarity)
+    first = prior.condition("a prompt", similarities)
     before = first.log_probs(EMPTY)
-    prior.condition("another", lambda embeddings: -similarity(embeddings))
+    prior.condition("another", lambda embeddings: -similarities(embeddings))
     assert torch.equal(first.log_probs(EMPTY), before)
     assert len(prior.neighbours) == 0
 
@@ -237,3 +244,16 @@ def test_a_combined_prior_has_the_nearest_of_its_parts() -> None:
     both = CombinedPrior([behind(), make()])
     assert both.held == 5
     assert both.nearest(2, similarity).tolist() == SEQUENCES[[0, 2]].tolist()
+
+
+def test_of_a_prompt_of_two_objects_most_neighbours_fit_one_of_them(monkeypatch) -> None:
+    monkeypatch.setattr(module, "NEIGHBOURS", 2)
+    columns = torch.stack([LOGITS, LOGITS.flip(0), torch.tensor([0.0, 0.0, 0.0, 9.0, 8.0])], 1)
+    prior = make().condition("two objects", lambda embeddings: embeddings @ columns)
+    assert prior.neighbours.tolist() == SEQUENCES[[0, 2, 3, 4]].tolist()  # each of them once
+    expected = torch.zeros(5)
+    for column, share in zip(columns.T, (0.2, 0.4, 0.4), strict=True):
+        best = column.topk(2)
+        expected[best.indices] += share * (module.SHARPNESS * best.values).softmax(0)
+    assert torch.allclose(prior.weights, expected[[0, 2, 3, 4]])
+    assert float(prior.weights.sum()) == pytest.approx(1)

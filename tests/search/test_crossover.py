@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tests.toy_search import run
 from tests.toys import HoldingPrior, ToyPrior, ToyTokenizer, rugged
 from tfgen.errors import InputError
 from tfgen.search import SearchResult
+from tfgen.search import crossover as module
 from tfgen.search.plan import REFINED
 from tfgen.search.settings import SearchSettings
 
@@ -126,3 +129,30 @@ def test_a_number_of_rounds_that_is_none_is_refused(rounds: object):
 def test_independent_draws_are_not_crossed():
     with pytest.raises(InputError, match="crossover means nothing to the search 'best-of-n'"):
         SearchSettings(search="best-of-n", crossover=1)
+
+
+def test_donors_fit_the_whole_prompt_or_a_part_of_it(monkeypatch) -> None:
+    """Of three held pictures one scores best, one fits the first part, one the second."""
+    monkeypatch.setattr(module, "DONORS", 1)
+    columns = torch.tensor([[0.1, 0, 9], [0.2, 9, 0], [0.3, 0, 0]])  # whole, and two parts
+
+    class Verifier:
+        def score_embeddings(self, embeddings, target):
+            return columns[:, 0]
+
+        def similarities(self, embeddings, target):
+            return columns
+
+    class Prior(HoldingPrior):
+        def nearest(self, count, score):
+            return self.pictures[score(torch.eye(3)).topk(count).indices]
+
+    trail = SimpleNamespace(
+        settings=SearchSettings(prior_strength=1.0, crossover=1),
+        prior=Prior(HELD[:3], VOCAB),
+        verifier=Verifier(),
+        target=SimpleNamespace(parts=2),
+    )
+    assert module._held(trail, 4).tolist() == HELD[[2, 1, 0], :4].tolist()
+    trail.target.parts = 0
+    assert module._held(trail, 4).tolist() == HELD[[2], :4].tolist()

@@ -104,7 +104,7 @@ def test_a_few_prompts_are_spread_over_the_tasks() -> None:
         tags = Counter(entry["tag"] for entry in take(dev, count))
         assert sum(tags.values()) == count
         assert max(tags.values()) - min(tags[task] for task in TASKS) <= 1
-    assert take(dev, None) == take(dev, 1000) == dev
+    assert take(dev, None) == take(dev, 10_000) == dev
 
 
 def test_more_prompts_are_those_and_others() -> None:

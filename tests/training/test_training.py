@@ -17,7 +17,8 @@ from tests.toy_world import SIZES, apart, make_world, tokenizer_model, weights, 
 from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import clip, clip_batches, groups, tokenizer
-from tfgen.training.captions import Captioner
+from tfgen.training.captions import Captioner, fits
+from tfgen.training.colours import COLOURS
 from tfgen.training.common import cache_folder, learning_rate, load_config
 from tfgen.training.negatives import embed
 from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
@@ -213,7 +214,7 @@ def test_a_verifier_learns_a_few_scenes(
     few = groups.grouped(world, Captioner(world.specs), 1, generator, rng)
     monkeypatch.setattr(clip_batches, "grouped", lambda *_: few)
     monkeypatch.setattr(clip, "learning_rate", lambda *_, **__: 1e-3)
-    clip.train(CLIP, tmp_path, "cpu", world, until=12)
+    clip.train(CLIP, tmp_path, "cpu", world, until=16)
     seen = losses(tmp_path)
     assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
 
@@ -353,6 +354,22 @@ def test_a_group_differs_in_one_factor_only(
                 LAYOUT_INDEX["side by side"],
                 LAYOUT_INDEX["stacked"],
             }
+
+
+def test_who_says_no_colour_means_the_objects_own(world: World) -> None:
+    """Else a search for apples comes upon black ones, as captions of such said no colour either."""
+    captioner = Captioner(world.specs)
+    colours = [float(factor == "colour") for factor in groups.FACTORS]
+    scenes, captions, mentions = groups.grouped(
+        world, captioner, 6, torch.Generator().manual_seed(0), random.Random(0), colours
+    )
+    named = torch.tensor([any(c in words.split() for c in COLOURS[1:]) for words in captions])
+    odd = (scenes.colours > 0) & (scenes.objects >= 0)
+    assert named[odd.any(1)].all() and not named.all()
+    own = fits(mentions, scenes)[~named]
+    assert own.any(1).all()
+    natural = captioner.usual[scenes.objects.clamp(min=0), scenes.colours] | (scenes.objects < 0)
+    assert not own[:, ~natural.all(1)].any()
 
 
 def test_augmentation_keeps_the_picture_recognisable(world: World) -> None:

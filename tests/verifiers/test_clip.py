@@ -204,9 +204,9 @@ def test_where_the_prompt_leaves_an_arrangement_open_each_caption_counts_as_its_
     drawn = torch.randn(40, len(above[0]), generator=torch.Generator().manual_seed(0))
     seen = torch.nn.functional.normalize(drawn, dim=-1)
     each = [replace(target, text=way[None]) for way in target.text]
-    logits = torch.stack([verifier.similarity(seen, one) for one in each])
+    logits = torch.stack([verifier.similarities(seen, one)[:, 0] for one in each])
     assert set(logits.argmax(0).tolist()) == {0, 1}
-    assert torch.allclose(verifier.similarity(seen, target), logits.amax(0), atol=1e-4)
+    assert torch.allclose(verifier.similarities(seen, target)[:, 0], logits.amax(0), atol=1e-4)
     best = (seen @ torch.cat(list(target.text)).T).unflatten(1, (2, -1)).amax(1)
     scale = verifier.model.logit_scale.exp()
     expected = LOGIT_WEIGHT * scale * best[:, 0]
@@ -337,3 +337,24 @@ def test_a_prompt_with_no_known_word_is_refused(worldly: Path, prompt: str) -> N
     message = refused(lambda: verifier.prepare(prompt))
     assert repr(prompt) in message and "foxes" in message
     verifier.prepare("zebra in snow")
+
+
+def test_parts_of_a_prompt_are_its_objects_beside_any_other(worldly: Path) -> None:
+    verifier = ClipVerifier.load(worldly)
+    objects = [*WORDS.objects, {"name": "snow", "plural": "snow", "synonyms": []}]
+    verifier.words = replace(WORDS, objects=objects, backgrounds=[])
+    target = verifier.prepare("a fox and a cat")
+    assert target.parts == 2
+    seen = torch.nn.functional.normalize(torch.randn(5, target.text.shape[-1]), dim=-1)
+    logits = verifier.similarities(seen, target)
+    assert logits.shape == (5, 3)
+    for i, (captions, column) in enumerate(
+        zip(verifier.words.beside("a fox and a cat"), logits.T[1:], strict=True)
+    ):
+        kept = "fox" if i == 0 else "cat"
+        assert captions and all(kept in caption.split() for caption in captions)
+        mean = torch.cat([verifier.prepare(caption).text[0, :1] for caption in captions]).mean(0)
+        cosine = torch.nn.functional.cosine_similarity(seen, mean[None])
+        assert torch.allclose(column, verifier.model.logit_scale.exp() * cosine, atol=1e-4)
+    alone = verifier.prepare("a fox")
+    assert alone.parts == 0 and verifier.similarities(seen, alone).shape == (5, 1)

@@ -391,3 +391,24 @@ def test_an_object_of_unsaid_colour_is_contrasted_with_the_colours_unnatural_to_
     assert words.swaps("two foxes")["colour"] == ["two blue foxes", "two orange foxes"]
     assert words.swaps("a red fox")["colour"] == ["a blue fox", "an orange fox"]
     assert words.swaps("a bear")["colour"] == []  # whose natural colours nobody said
+
+
+def test_each_of_two_objects_is_named_beside_every_third() -> None:
+    first, second = SMALL.beside("a photo of a red fox and two blue umbrellas in snow")
+    assert first[0] == "a photo of a red fox and a teddy bear in snow"
+    assert second[0] == "a photo of a teddy bear and two blue umbrellas in snow"
+    for captions in (first, second):
+        assert len(captions) == len(SMALL.objects) - 2
+        assert "a photo of a red fox and an orange in snow" in first
+        named = [[s.entry for s in SMALL.parse(c)[1] if s.factor == "object"] for c in captions]
+        assert all(len(pair) == 2 and pair != [0, 4] for pair in named)
+    above = SMALL.beside("the bear above the blue fish")
+    assert [captions[0] for captions in above] == [
+        "the bear above a fox",
+        "a fox above the blue fish",
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["a red fox in snow", "two foxes", "a fox, a bear and a fish"])
+def test_of_one_object_or_of_three_there_is_nothing_to_be_beside(prompt: str) -> None:
+    assert SMALL.beside(prompt) == []

@@ -34,6 +34,7 @@ from tfgen.verifiers.words import WordTokenizer
 
 FILE_NAME = "autoregressive.safetensors"
 _FORMAT = "tfgen autoregressive prior 1"
+_INT8 = 100_000  # weights of a matrix that is stored as int8; its bits a token are the same by 0.01
 _MAX_PREFIXES = 8192  # remembered at one time; about 15 kB each
 _SCORED_ROWS = 256  # sequences scored at one time, so that they do not push out the search's own
 
@@ -94,7 +95,7 @@ class AutoregressivePrior(Prior):
     # one prompt
 
     def condition(
-        self, prompt: str, similarity: Callable[[Tensor], Tensor] | None = None
+        self, prompt: str, similarities: Callable[[Tensor], Tensor] | None = None
     ) -> AutoregressivePrior:
         if not self.words.fits(prompt):
             raise InputError(
@@ -223,7 +224,7 @@ class AutoregressivePrior(Prior):
     # the file
 
     def save(self, path: str | os.PathLike[str], **metadata: Any) -> None:
-        """Write one safetensors file, float16; `metadata` (JSON) says how it was trained."""
+        """Write one safetensors file, float16 and int8; `metadata` (JSON) says how it was made."""
         scales, means = self.expected or ([], torch.empty(0, self.num_tokens))
         header = {
             **self.metadata,
@@ -238,7 +239,7 @@ class AutoregressivePrior(Prior):
                 "variants": self.words.variants,
             },
         }
-        tensors = {f"model/{k}": v for k, v in pack(self.model.state_dict()).items()}
+        tensors = {f"model/{k}": v for k, v in pack(self.model.state_dict(), _INT8).items()}
         tensors["expected"] = means.float().contiguous()
         partial = f"{os.fspath(path)}.partial"
         # One JSON string, not one entry a value: safetensors writes entries in no fixed order.

@@ -37,11 +37,11 @@ class Prior(ABC):
     def for_tokenizer(cls, tokenizer: Tokenizer, folder: Path | None = None) -> Prior:
         """The prior of a model: `folder` is where the model's files are."""
 
-    def condition(self, prompt: str, similarity: Callable[[Tensor], Tensor]) -> Prior:
+    def condition(self, prompt: str, similarities: Callable[[Tensor], Tensor]) -> Prior:
         """The prior for one prompt. Most know nothing of prompts, and are returned as they are.
 
-        similarity: picture embeddings of the verifier, Float[M, d] -> Float32[M], how well each
-        picture fits the prompt by the verifier's own text-image similarity.
+        similarities: picture embeddings of the verifier, Float[M, d] -> Float32[M, 1 + P], how well
+        each picture fits the prompt, and each of its parts; see `Verifier.similarities`.
         """
         return self
 

@@ -41,8 +41,8 @@ class CombinedPrior(Prior):
             "A combined prior is made of its parts: name them, as in frequency+retrieval."
         )
 
-    def condition(self, prompt: str, similarity: Callable[[Tensor], Tensor]) -> CombinedPrior:
-        return self._with([part.condition(prompt, similarity) for part in self.parts])
+    def condition(self, prompt: str, similarities: Callable[[Tensor], Tensor]) -> CombinedPrior:
+        return self._with([part.condition(prompt, similarities) for part in self.parts])
 
     def with_guidance(self, scale: float) -> CombinedPrior:
         """Goes to the parts that take it. Raises InputError where none does."""

@@ -30,6 +30,9 @@ SHARPNESS = 0.4
 WIDTH = 0.05
 """h: of the kernel, as a share of the mean squared distance between two codes."""
 
+PARTS = 0.8
+"""Of a prompt of several objects, the weight of the neighbours of each of them."""
+
 FLOOR = 0.2
 """δ: what a neighbour keeps of its weight, at least, for each token in which it differs."""
 
@@ -39,6 +42,10 @@ BACKOFF = 0.005
 
 class RetrievalPrior(Prior):
     """Of each prompt, the next tokens of the pictures that fit it best, given the prefix.
+
+    Where the prompt names two objects, which may never have been seen together, PARTS of the weight
+    goes to the pictures that fit one of them beside any other object, half for each; the rest, and
+    otherwise all, to those that fit the prompt.
 
     With w_i the weight of neighbour i for the prompt (Σ w_i = 1) and b_i its tokens,
 
@@ -113,12 +120,17 @@ class RetrievalPrior(Prior):
     def options(self) -> dict[str, Any]:
         return {"bank": self.bank.header["source"], "behind": self.behind.name}
 
-    def condition(self, prompt: str, similarity: Callable[[Tensor], Tensor]) -> RetrievalPrior:
+    def condition(self, prompt: str, similarities: Callable[[Tensor], Tensor]) -> RetrievalPrior:
         """The prior with the neighbours of this prompt."""
-        best = self._best(NEIGHBOURS, similarity)
+        best = self._best(NEIGHBOURS, similarities)
+        weights = (SHARPNESS * best.values).softmax(dim=0)  # [M, 1 + P], of each column 1 in all
+        rows, weights, parts = best.indices[:, 0], weights[:, 0], weights[:, 1:]
+        if count := parts.shape[1]:
+            each = torch.cat([(1 - PARTS) * weights[:, None], PARTS / count * parts], dim=1)
+            rows, which = best.indices.flatten().unique(return_inverse=True)
+            weights = torch.zeros(len(rows)).index_add(0, which, each.flatten())
         prior = copy.copy(self)
-        prior.neighbours = self.bank.tokens(best.indices)
-        prior.weights = (SHARPNESS * best.values).softmax(dim=0)
+        prior.neighbours, prior.weights = self.bank.tokens(rows), weights
         prior._expected = prior._leave_one_out()
         return prior
 
@@ -130,9 +142,10 @@ class RetrievalPrior(Prior):
         return self.bank.tokens(self._best(count, score).indices)
 
     def _best(self, count: int, score: Callable[[Tensor], Tensor]) -> torch.return_types.topk:
-        """The `count` best of the bank, or all, by a score of their embeddings."""
+        """The `count` best of the bank, or all, by a score of their embeddings, or each of several,
+        in the columns."""
         scores = self.bank.map_embeddings(lambda part: score(part.to(self.device)))
-        return scores.float().topk(min(count, len(self.bank)))
+        return scores.float().topk(min(count, len(self.bank)), dim=0)
 
     def log_probs(self, prefixes: Tensor) -> Tensor:
         r = self.weights.expand(len(prefixes), -1)  # [B, M]

@@ -27,7 +27,7 @@ def cross_over(trail: Trail) -> None:
     """Exchange runs of tokens.
 
         donors = the beam, and of all pictures in the prior's bank the DONORS that score best by
-                 their stored embeddings
+                 their stored embeddings, and as many that fit each part of the prompt
         `crossover` times:
             pool = the beam, and `beam` * `candidates` children: one of the REFINED best prefixes,
                    with the tokens from a to b, both drawn, of a donor
@@ -85,4 +85,11 @@ def _held(trail: Trail, length: int) -> Tensor:
     if not (trail.settings.prior_strength and trail.prior.held):
         return torch.zeros(0, length, dtype=torch.int64)
     score = partial(trail.verifier.score_embeddings, target=trail.target)
-    return trail.prior.nearest(DONORS, score).cpu()[:, :length]
+    donors = [trail.prior.nearest(DONORS, score)]
+    for part in range(1, 1 + trail.target.parts):
+
+        def fit(embeddings: Tensor, part: int = part) -> Tensor:
+            return trail.verifier.similarities(embeddings, trail.target)[:, part]
+
+        donors.append(trail.prior.nearest(DONORS, fit))
+    return torch.cat(donors)[:, :length].cpu()

@@ -71,10 +71,11 @@ class Mentions(Rows):
 
 @dataclass(frozen=True)
 class Emphasis:
-    """Chances that a caption mentions each attribute it could leave open."""
+    """Chances that a caption mentions each attribute it could leave open. colour: of an object in
+    another colour than its own, natural: of one in its own."""
 
     background: float = 0.8
-    colour: float = 0.9
+    colour: float = 1.0
     natural: float = 0.35
     size: float = 0.35
     place: float = 0.5

@@ -28,10 +28,10 @@ PAIRS = 0.4
 swaps."""
 
 EMPHASIS = {
-    "object": Emphasis(background=0.7, colour=0.9),
-    "colour": Emphasis(background=0.7, colour=1.0, natural=1.0),
+    "object": Emphasis(background=0.7),
+    "colour": Emphasis(background=0.7, natural=0.5),
     "background": Emphasis(background=1.0),
-    "arrangement": Emphasis(background=0.6, colour=1.0, natural=0.6, relation=1.0),
+    "arrangement": Emphasis(background=0.6, natural=0.6, relation=1.0),
     "count": Emphasis(background=0.6, size=1.0, place=1.0),
     "random": Emphasis(),
 }
@@ -56,7 +56,7 @@ def vary(world: World, base: Scenes, factor: str, generator: torch.Generator) ->
     if factor == "object":
         objects[:, slots] = spread(deal(world.num_objects))
     elif factor == "colour":
-        colours[:, slots] = spread(deal(len(COLOURS) - 1) + 1)
+        colours[:, slots] = spread(deal(len(COLOURS)))  # its own among them
     elif factor == "background":
         background = deal(len(BACKGROUNDS))
     elif factor == "count":
@@ -109,7 +109,7 @@ def grouped(
         words, said = captioner.write(part, rng, EMPHASIS[factor])
         scenes.append(part)
         captions += words
-        mentions.append(said)
+        mentions.append(captioner.meant(said))
     return Scenes.cat(scenes), captions, Mentions.cat(mentions)
 
 

@@ -15,7 +15,7 @@ from tfgen.errors import unknown
 
 TABLE = Path(__file__).with_name("objects.csv")
 TIERS = ("small", "medium", "full")
-PACKAGED_TIER = "small"
+PACKAGED_TIER = "medium"
 """What the embedded models draw, and SpriteEval asks for."""
 NATURAL_COLOURS = (
     *("red", "orange", "yellow", "green", "blue", "purple"),

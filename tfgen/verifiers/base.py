@@ -17,6 +17,11 @@ class Target:
 
     prompt: str
 
+    @property
+    def parts(self) -> int:
+        """Of a prompt that names several objects, how many: see `Verifier.similarities`."""
+        return 0
+
 
 class Verifier(ABC):
     """Scores pictures, Float[N, 3, H, W] in [0, 1], against a `Target`.
@@ -48,10 +53,11 @@ class Verifier(ABC):
         """What `score` gives pictures with these embeddings: Float[N, d] -> Float32[N]."""
         raise TfgenError(f"The verifier {self.name} does not score picture embeddings.")
 
-    def similarity(self, embeddings: Tensor, target: Target) -> Tensor:
-        """Text-image similarity of pictures to the prompt alone, Float[N, d] -> Float32[N].
+    def similarities(self, embeddings: Tensor, target: Target) -> Tensor:
+        """Text-image similarity of pictures, Float[N, d] -> Float32[N, 1 + P]: to the prompt alone
+        and, where it names several objects, to each of its P parts: that object, beside any other.
 
-        In logits: a softmax over it is the verifier's own distribution over pictures.
+        In logits: a softmax over a column is the verifier's own distribution over pictures.
         """
         raise TfgenError(f"The verifier {self.name} has no text-image similarity.")
 

@@ -42,11 +42,17 @@ LARGE = 50_000_000  # parameters
 class ClipTarget(Target):
     """text: Float32[V, 1 + C, d] normalised features of the prompt and its C contrast captions, in
     each of V ways to say what the prompt leaves open; captions: the C contrast captions; factors:
-    what each of them says differently."""
+    what each of them says differently; part_text: Float32[P, d], of each of the prompt's objects,
+    beside any other."""
 
     text: Tensor
     captions: tuple[str, ...]
     factors: tuple[str, ...]
+    part_text: Tensor
+
+    @property
+    def parts(self) -> int:
+        return len(self.part_text)
 
 
 class ClipVerifier(Verifier):
@@ -241,7 +247,17 @@ class ClipVerifier(Verifier):
         for negative in negatives:
             captions.setdefault(negative, "negative")
         text = torch.stack([self._encode(way) for way in self._ways(texts + list(captions))])
-        return ClipTarget(prompt, text, tuple(captions), tuple(captions.values()))
+        parts = [
+            F.normalize(self._encode(part).mean(0), dim=0)
+            for part in map(self._read_whole, self.words.beside(prompt))
+            if part
+        ]
+        parts = torch.stack(parts) if len(parts) > 1 else text.new_zeros(0, text.shape[-1])
+        return ClipTarget(prompt, text, tuple(captions), tuple(captions.values()), parts)
+
+    def _read_whole(self, texts: list[str]) -> list[str]:
+        """Those of the texts that are read whole."""
+        return [text for text, fits in zip(texts, self._fit(texts), strict=True) if fits]
 
     def _ways(self, texts: list[str]) -> list[list[str]]:
         """The texts, prompt first, in each way to say what the prompt leaves open."""
@@ -313,9 +329,11 @@ class ClipVerifier(Verifier):
         return score
 
     @torch.no_grad()
-    def similarity(self, embeddings: Tensor, target: Target) -> Tensor:
+    def similarities(self, embeddings: Tensor, target: Target) -> Tensor:
         _require_clip(target)
-        return self.model.logit_scale.exp().float() * (embeddings @ target.text[:, 0].T).amax(1)
+        whole = (embeddings @ target.text[:, 0].T).amax(1, keepdim=True)
+        cosine = torch.cat([whole, embeddings @ target.part_text.T], dim=1)
+        return self.model.logit_scale.exp().float() * cosine
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self._half)

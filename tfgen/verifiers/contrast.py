@@ -178,6 +178,26 @@ class ContrastWords:
         joint = self._joints.get(tuple(_spelt(" ".join(words[first.end : begin]))), [])
         return [" ".join([*words[: first.end], *said, *words[begin:]]) for said in joint]
 
+    def beside(self, prompt: str) -> list[list[str]]:
+        """Of a prompt that names two objects, what each of them is called beside any other: for
+        each, the prompt with the other one, as the prompt describes it, exchanged for every object
+        that is neither. Of other prompts nothing."""
+        words, spans = self.parse(prompt)
+        objects = [span for span in spans if span.factor == "object"]
+        if len(objects) != 2:
+            return []
+        named = {span.entry for span in objects}
+        others = [spec["name"] for i, spec in enumerate(self.objects) if i not in named]
+        captions = []
+        for other in reversed(objects):
+            start, count = _noun_phrase(words, spans, other)
+            before, after = words[: count.start if count else start], words[other.end :]
+            if before and before[-1] in ("a", "an", "the"):
+                before = before[:-1]
+            each = ([*before, "a", *WordTokenizer.split(name), *after] for name in others)
+            captions.append([" ".join(agree(caption)) for caption in each])
+        return captions
+
     def swaps(self, prompt: str) -> dict[str, list[str]]:
         """Contrast captions of a prompt by factor, without the prompt itself or repeats.
 

@@ -54,8 +54,8 @@ class Views(Verifier):
     def score_embeddings(self, embeddings: Tensor, target: Target) -> Tensor:
         return self.verifier.score_embeddings(embeddings, target)
 
-    def similarity(self, embeddings: Tensor, target: Target) -> Tensor:
-        return self.verifier.similarity(embeddings, target)
+    def similarities(self, embeddings: Tensor, target: Target) -> Tensor:
+        return self.verifier.similarities(embeddings, target)
 
     def warnings(self, prompt: str) -> list[str]:
         return self.verifier.warnings(prompt)
