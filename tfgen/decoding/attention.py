@@ -43,7 +43,7 @@ def norm_attention(qkv: Tensor, heads: int, key_bias: Tensor | None, scale: floa
     """Softmax attention over normed queries and keys: Float[N, S, 3 D] -> Float[N, S, D].
 
     qkv: its first third is the queries. key_bias: Float[N or 1, S], added to the logits of each
-    key, or None; of a size such that its exponential is a number (at most 16, or -inf).
+    key, or None; finite, and at most 16, as its exponential must be a number.
 
         out = softmax(scale LN(q) LN(k)^T + key_bias) v      for each head
 
