@@ -49,8 +49,8 @@ def main() -> None:
 
     full = decoded(tokenizer.num_tokens)
     shown = {"clean": clean, "full": full, "k=8": decoded(8), "k=4": decoded(4)}
-    for name, images in shown.items():
-        row = evaluate(verifier.model, verifier.tokenize, verifier.words, scenes, captions, images)
+    told = evaluate(verifier.model, verifier.tokenize, verifier.words, scenes, captions, shown)
+    for name, row in told.items():
         print(json.dumps({"pictures": name, "scenes": args.scenes, **row}), flush=True)
 
     generator = torch.Generator().manual_seed(0)

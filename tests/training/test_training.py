@@ -404,7 +404,7 @@ def test_accuracy_is_of_the_captions_that_beat_all_their_contrasts(
             return (tokens[:, None] == rows).all(2).float() @ ideal
 
         monkeypatch.setattr(model, "encode_text", encode)
-        return clip.evaluate(model, words, contrast, scenes, captions, blank)
+        return clip.evaluate(model, words, contrast, scenes, captions, {"blank": blank})["blank"]
 
     right = judge(captions)
     assert right == {"object": 1.0, "colour": 1.0, "background": 1.0, "count": 1.0}

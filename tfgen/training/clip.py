@@ -264,25 +264,33 @@ def evaluate(
     contrast: ContrastWords,
     scenes: Scenes,
     captions: list[str],
-    images: Tensor,
-) -> dict[str, float]:
+    shown: dict[str, Tensor],
+) -> dict[str, dict[str, float]]:
     """The share of pictures that fit their own caption better than every caption with one factor
-    said differently: one accuracy per factor, over the captions that mention it."""
-    seen = torch.cat([embed(model, part) for part in images.split(64)])
-    hits: dict[str, list[bool]] = {}
+    said differently: one accuracy per factor, over the captions that mention it, for each way in
+    which the scenes are `shown`."""
+    seen = {
+        kind: torch.cat([embed(model, part) for part in images.split(64)])
+        for kind, images in shown.items()
+    }
+    hits: dict[str, dict[str, list[bool]]] = {kind: {} for kind in shown}
     for i, caption in enumerate(captions):
         swaps = contrast.swaps(caption)
         if not bool((scenes.colours[i][scenes.objects[i] >= 0] > 0).all()):
             swaps["colour"] = []  # a natural coat fits more than one colour word
         flat = [caption, *(s for group in swaps.values() for s in group)]
-        text = F.normalize(model.encode_text(words(flat).to(images.device)).float(), dim=-1)
-        scores = (text @ seen[i]).tolist()
-        at = 1
-        for factor, group in swaps.items():
-            if group:
-                hits.setdefault(factor, []).append(scores[0] > max(scores[at : at + len(group)]))
-            at += len(group)
-    return {k: round(sum(v) / len(v), 4) for k, v in hits.items()}
+        device = next(iter(shown.values())).device
+        text = F.normalize(model.encode_text(words(flat).to(device)).float(), dim=-1)
+        for kind, embeddings in seen.items():
+            own, *scores = (text @ embeddings[i]).tolist()
+            for factor, group in swaps.items():
+                theirs, scores = scores[: len(group)], scores[len(group) :]
+                if theirs:
+                    hits[kind].setdefault(factor, []).append(own > max(theirs))
+    return {
+        kind: {k: round(sum(v) / len(v), 4) for k, v in factors.items()}
+        for kind, factors in hits.items()
+    }
 
 
 def main() -> None:
@@ -389,9 +397,9 @@ def train(
             batches.mine(trainer.model, batch)
         if training.is_milestone:
             averaged = training.averaged(fresh()).eval()
-            for kind, shown in held_images.items():
-                found = evaluate(averaged.model, words, contrast, held_out, held_captions, shown)
-                training.log(training.done, pictures=kind, **found)
+            told = evaluate(averaged.model, words, contrast, held_out, held_captions, held_images)
+            for kind, accuracies in told.items():
+                training.log(training.done, pictures=kind, **accuracies)
     training.finish()
     return trainer.eval(), words
 
