@@ -29,10 +29,12 @@ from tfgen.spriteeval.scoring import wilson
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
+from tfgen.training.common import world_arguments
 from tfgen.training.judge import VISIBLE
 from tfgen.training.judge_scenes import MAX_PLACED, OTHERS, JudgeWorld, Placed
 from tfgen.training.judge_scenes import MIXED as MIXED_CLASS
 from tfgen.training.objects import PACKAGED_TIER
+from tfgen.training.places import arrangement
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import LAYOUT_INDEX, LAYOUTS, Scenes, World
 
@@ -66,13 +68,13 @@ def cases(world: World, scenes: Scenes, rng: random.Random) -> tuple[list[Case],
     """What is true of scenes, and the same with one word swapped.
 
     object: which class, where there is one object, and count: how many, where all are alike;
-    colour: of objects that are alike in a given colour; relation: of two kinds; binding: of two
-    kinds in two colours; background.
+    colour: of objects that are alike in a given colour; relation: of two kinds that stand surely
+    so; binding: of two kinds in two colours; background.
     """
     right: list[Case] = []
     wrong: list[Case] = []
     names = [spec.name for spec in world.specs]
-    side = LAYOUT_INDEX["side by side"]
+    stand = arrangement(scenes.boxes, sure=True)  # the objects are in reading order
     for row in range(len(scenes)):
         kinds = [m for m in scenes.objects[row].tolist() if m >= 0]
         tints = scenes.colours[row].tolist()[: len(kinds)]
@@ -96,16 +98,17 @@ def cases(world: World, scenes: Scenes, rng: random.Random) -> tuple[list[Case],
                 claim("colour", include, {"include": [thing(first, n, color=swapped)]})
         if len(kinds) == 2 and kinds[0] != kinds[1]:
             second = names[kinds[1]]
-            relation = "left of" if scenes.layout[row] == side else "above"
-            a, b = first, second
-            if rng.random() < 0.5:
-                a, b, relation = b, a, OPPOSITE[relation]
-            swapped = (OPPOSITE if rng.random() < 0.5 else ACROSS)[relation]
-            claim(
-                "relation",
-                {"include": [thing(b), thing(a, position=[relation, 0])]},
-                {"include": [thing(b), thing(a, position=[swapped, 0])]},
-            )
+            if stand.first_left[row] or stand.first_above[row]:
+                relation = "left of" if stand.first_left[row] else "above"
+                a, b = first, second
+                if rng.random() < 0.5:
+                    a, b, relation = b, a, OPPOSITE[relation]
+                swapped = (OPPOSITE if rng.random() < 0.5 else ACROSS)[relation]
+                claim(
+                    "relation",
+                    {"include": [thing(b), thing(a, position=[relation, 0])]},
+                    {"include": [thing(b), thing(a, position=[swapped, 0])]},
+                )
             if 0 not in tints and tints[0] != tints[1]:
                 c, d = (COLOURS[t] for t in tints)
                 claim(
@@ -234,14 +237,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--judge", type=Path, help="folder (default: the packaged judge)")
     parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="tokenizer: name or folder")
-    parser.add_argument("--tier", default=PACKAGED_TIER)
+    world_arguments(parser, PACKAGED_TIER)
     parser.add_argument("--scenes", type=int, default=2400)
     parser.add_argument("--strangers", type=int, default=400, help="scenes of each sort")
     parser.add_argument("-o", "--output", type=Path, default=Path("results"), metavar="DIR")
     args = parser.parse_args()
     judge = Judge.load(args.judge)
     tokenizer = SpritesTokenizer.load(hub.locate(args.model))
-    world = JudgeWorld.load(args.tier, held_out=True)
+    world = JudgeWorld.load(args.tier, held_out=True, free=args.free)
     scenes = world.world.sample(args.scenes, torch.Generator().manual_seed(SEED))
     right, wrong = cases(world.world, scenes, random.Random(SEED))
     images = world.world.render(scenes, world.image_size).images

@@ -21,6 +21,7 @@ from tfgen import hub
 from tfgen.image_io import contact_sheet, save_sheet, to_image
 from tfgen.judge import Judge
 from tfgen.spriteeval.scoring import wilson
+from tfgen.training.common import world_arguments
 from tfgen.training.objects import PACKAGED_TIER
 from tfgen.training.tokenizer import HELD_OUT_SEED, psnr
 from tfgen.training.world import Scenes, World
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="name or folder")
     parser.add_argument("--judge", type=Path, help="folder (default: the packaged judge)")
-    parser.add_argument("--tier", default=PACKAGED_TIER)
+    world_arguments(parser, PACKAGED_TIER)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("-o", "--output", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument(
@@ -45,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = hub.load_tokenizer(args.model, torch.device("cpu"))
     judge = Judge.load(args.judge)
-    world = World(args.tier, (tokenizer.image_size,))
+    world = World(args.tier, (tokenizer.image_size,), free=args.free)
     scenes = world.sample(args.scenes, torch.Generator().manual_seed(HELD_OUT_SEED))
     images = world.render(scenes, tokenizer.image_size).images
     tokens = torch.cat([tokenizer.encode(part) for part in images.split(100)])

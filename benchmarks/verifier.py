@@ -20,6 +20,7 @@ from tfgen import hub
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.captions import EVERYTHING, Captioner
 from tfgen.training.clip import evaluate
+from tfgen.training.common import world_arguments
 from tfgen.training.objects import PACKAGED_TIER
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import World
@@ -30,14 +31,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="name or folder")
     parser.add_argument("--verifier", default=hub.DEFAULT_VERIFIER, help="name or folder")
-    parser.add_argument("--tier", default=PACKAGED_TIER)
+    world_arguments(parser, PACKAGED_TIER)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--prompts", type=int, default=200, help="of the contest with noise")
     parser.add_argument("--noise", type=int, default=10_000, help="pictures of random tokens")
     args = parser.parse_args()
     tokenizer = SpritesTokenizer.load(hub.locate(args.model))
     verifier = ClipVerifier.load(hub.locate(args.verifier, "verifier"))
-    world = World(args.tier, (tokenizer.image_size,))
+    world = World(args.tier, (tokenizer.image_size,), free=args.free)
     # Not the scenes that the training log is measured on.
     scenes = world.sample(args.scenes, torch.Generator().manual_seed(HELD_OUT_SEED + 2))
     captions, _ = Captioner(world.specs).write(scenes, random.Random(HELD_OUT_SEED + 2), EVERYTHING)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tfgen.priors.bank import FILE_NAME, Bank
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.training.common import world_arguments
 from tfgen.training.world import Scenes, World
 from tfgen.verifiers.clip import ClipVerifier
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
     parser.add_argument("--verifier", type=Path, required=True, help="folder of the verifier")
-    parser.add_argument("--tier", default="small")
+    world_arguments(parser, "small")
     parser.add_argument("--scenes", type=int, default=50_000, help=f"rounded up to {BATCH}s")
     parser.add_argument("--pairs", type=float, default=PAIRS, help="share of coloured pairs")
     parser.add_argument(
@@ -41,7 +42,8 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device)
     verifier = ClipVerifier.load(args.verifier, args.device)
-    world = World(args.tier, (tokenizer.image_size,), device=args.device, pairs=args.pairs)
+    shares = {"free": args.free, "pairs": args.pairs}
+    world = World(args.tier, (tokenizer.image_size,), device=args.device, **shares)
 
     path = args.output or args.tokenizer / FILE_NAME
     with tqdm(total=-(-args.scenes // BATCH), unit="part", desc="encoding") as bar:

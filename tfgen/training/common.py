@@ -56,6 +56,14 @@ def arguments(doc: str, run: str) -> argparse.ArgumentParser:
     return parser
 
 
+def world_arguments(parser: argparse.ArgumentParser, tier: str) -> None:
+    """Which world a command without a config draws its scenes from; tier: the default."""
+    parser.add_argument("--tier", default=tier)
+    parser.add_argument(
+        "--free", type=float, default=0.0, help="share of scenes whose objects stand anywhere"
+    )
+
+
 def deadline_in(minutes: float | None) -> float | None:
     """The moment, on time.monotonic's clock, that is so many minutes from now; None: never."""
     return None if minutes is None else time.monotonic() + 60 * minutes

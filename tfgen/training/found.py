@@ -23,9 +23,9 @@ from torch import Tensor
 from tfgen.pipeline import Pipeline
 from tfgen.tables import Parts, open_table, save_table
 from tfgen.training.captions import Captioner, Emphasis, Mentions
+from tfgen.training.common import world_arguments
 from tfgen.training.groups import base_scene
 from tfgen.training.negatives import padded
-from tfgen.training.objects import TIERS
 from tfgen.training.reading import SHORTEST
 from tfgen.training.world import Scenes, World
 
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tier", choices=TIERS, default="small")
+    world_arguments(parser, "small")
     parser.add_argument("--model", required=True, help="a tokenizer and its prior")
     parser.add_argument("--verifier", required=True)
     parser.add_argument("--device", default="cpu")
@@ -139,7 +139,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     args = parser.parse_args()
     pipeline = Pipeline.load(args.model, verifier=args.verifier, device=args.device)
-    world = World(args.tier, (pipeline.tokenizer.image_size,), device=args.device)
+    size = pipeline.tokenizer.image_size
+    world = World(args.tier, (size,), device=args.device, free=args.free)
     found = search_for(world, pipeline, args.captions, args.budget, args.seed, args.out)
     print(f"{len(found)} pictures found for {len(found.captions)} captions.")
 

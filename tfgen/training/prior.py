@@ -20,6 +20,7 @@ from tfgen.hub import load_tokenizer
 from tfgen.priors.frequency import FILE_NAME, FrequencyPrior
 from tfgen.tables import Parts
 from tfgen.tokenizers.base import Tokenizer
+from tfgen.training.common import world_arguments
 from tfgen.training.world import World
 
 SEED = 4
@@ -74,12 +75,9 @@ def encode(world: World, tokenizer: Tokenizer, scenes: int, batch: int) -> Tenso
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    parser.add_argument("--tier", default="small")
+    world_arguments(parser, "small")
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--min-count", type=int, default=2, help="drop rarer pairs of tokens")
-    parser.add_argument(
-        "--free", type=float, default=0.0, help="share of scenes whose objects stand anywhere"
-    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     tokenizer = load_tokenizer(str(args.tokenizer), torch.device(args.device))

@@ -62,6 +62,7 @@ class TokenizerTrainer(nn.Module):
         features, slots = self.model.encoder.features, cfg.slots
         self.see_object = nn.Linear(features, slots * num_objects)
         self.see_colour = nn.Linear(features, slots * len(COLOURS))
+        self.see_box = nn.Linear(features, slots * 3)
         lengths = torch.arange(1, cfg.num_tokens + 1)
         # Half of the scenes keep at most the first half of the tokens, a fifth keep all of them.
         weights = torch.where(lengths <= cfg.num_tokens // 2, 1.0, 0.3)
@@ -114,22 +115,29 @@ class TokenizerTrainer(nn.Module):
         described = described.float()
         if self.heads_alone:
             seen, trunk, described = seen.detach(), trunk.detach(), described.detach()
-        there = encoded.objects >= 0
-
-        def per_slot(head: nn.Linear) -> Tensor:
-            return head(seen).float().unflatten(1, (cfg.slots, -1))[there]
-
         attributes = {
             "object": F.cross_entropy(self.read_object(described), scenes.objects[present]),
             "colour": F.cross_entropy(self.read_colour(described), scenes.colours[present]),
             "scene": F.cross_entropy(self.read_background(trunk.float()), scenes.background),
             "layout": F.cross_entropy(self.read_layout(trunk.float()), scenes.layout),
-            # The same asked of the encoder before the bottleneck, so that it learns to see at once.
-            "seen_object": F.cross_entropy(per_slot(self.see_object), encoded.objects[there]),
-            "seen_colour": F.cross_entropy(per_slot(self.see_colour), encoded.colours[there]),
+            **self.seen(seen, encoded),
         }
         loss = sum(parts.values()) + self.attribute_weight * sum(attributes.values())
         return loss, parts | attributes
+
+    def seen(self, features: Tensor, scenes: Scenes) -> dict[str, Tensor]:
+        """What the encoder's features Float[N, features] say of the scenes, before the bottleneck,
+        so that it learns to see at once: the parts of a loss."""
+        there = scenes.objects >= 0
+
+        def per_slot(head: nn.Linear) -> Tensor:
+            return head(features).float().unflatten(1, (self.cfg.slots, -1))[there]
+
+        return {
+            "seen_object": F.cross_entropy(per_slot(self.see_object), scenes.objects[there]),
+            "seen_colour": F.cross_entropy(per_slot(self.see_colour), scenes.colours[there]),
+            "seen_box": 10 * F.l1_loss(per_slot(self.see_box), scenes.boxes[there]),
+        }
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
