@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.toy_world import SIZES, make_world, weights
 from tests.toy_world import apart as difference
+from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.tokenizers.sprites_encoder import Reading
 from tfgen.training import apart, tokenizer
+from tfgen.training.backgrounds import BACKGROUNDS
+from tfgen.training.colours import COLOURS
 from tfgen.training.common import TimeUp, load_config
 from tfgen.training.world import World
 
+PARTS = apart.PARTS
 PART = {"steps": 40, "batch": 8, "peak_lr": 0.05}
 CONFIG: dict[str, Any] = {
     "seed": 1,
@@ -25,10 +31,10 @@ CONFIG: dict[str, Any] = {
     "bf16": False,
     "log_every": 1,
     "save_every": 1000,
-    "painters": PART,
-    "codes": PART,
-    "encoder": PART,
-    "model": SIZES,
+    **dict.fromkeys(PARTS, PART),
+    "model": SIZES
+    | {"slot_depth": 1, "scribe": 64, "kinds": 5, "colours": len(COLOURS)}
+    | {"grounds": 2 * len(BACKGROUNDS)},
 }
 
 
@@ -49,25 +55,31 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-@pytest.mark.parametrize("path", ["cpu/apart_full.json"])
-def test_the_packaged_configs_are_of_this_trainer(path: str) -> None:
-    config = load_config(Path(apart.__file__).parent / "configs" / path, [])
-    assert set(config) - {"tier", "free", "start"} == set(CONFIG)
-    for part in apart.PARTS:
-        assert set(PART) <= set(config[part])
+def test_the_packaged_config_is_of_this_trainer() -> None:
+    config = load_config(Path(apart.__file__).parent / "configs" / "apart_small.json", [])
+    assert set(config) == {*CONFIG, "tier"}
+    for part in PARTS:
+        assert set(config[part]) == set(PART)
 
 
-@pytest.mark.parametrize("part", apart.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_a_part_learns_and_leaves_the_others(
     world: World, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = apart.Apart(CONFIG, "cpu", world)
-    loss_of = {"painters": trained.paint, "codes": trained.tell, "encoder": trained.look}[part]
-    own = {"painters": trained.painters(), "codes": trained.codes(), "encoder": trained.encoder()}
+    module, loss_of, _ = trained.work()[part]
     few = world.sample(16, torch.Generator().manual_seed(0))
     monkeypatch.setattr(world, "sample", lambda *_: few)
-    before = {name: weights(module) for name, module in own.items()}
-    optimiser = torch.optim.Adam(own[part].parameters(), lr=3e-3)
+    model = trained.model
+    modules = {
+        "descriptions": trained.described,
+        "painter": model.object,
+        "scribe": model.encoder.scribe,
+        "trunk": model.trunk,
+        "eye": model.encoder.convs,
+    }
+    before = {name: weights(module) for name, module in modules.items()}
+    optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
     seen = []
     for _ in range(60):
         loss, _ = loss_of(16, torch.Generator().manual_seed(2))
@@ -76,8 +88,16 @@ def test_a_part_learns_and_leaves_the_others(
         optimiser.step()
         seen.append(loss.item())
     assert sum(seen[-5:]) < 0.8 * sum(seen[:5])
-    for name, module in own.items():
-        assert (difference(before[name], weights(module)) > 0) == (name == part)
+    changed = {name for name in modules if difference(before[name], weights(modules[name])) > 0}
+    assert (
+        changed
+        == {
+            "painters": {"descriptions", "painter"},
+            "codes": {"scribe", "trunk"},
+            "decoder": {"trunk", "painter"},
+            "encoder": {"eye"},
+        }[part]
+    )
 
 
 def test_the_encoder_comes_to_write_what_the_scribe_writes(
@@ -103,20 +123,42 @@ def test_the_encoder_comes_to_write_what_the_scribe_writes(
 
 def test_of_a_scene_the_scribe_reads_what_is_there(world: World) -> None:
     """What colour and where an absent object is says nothing; all else does."""
-    trained = apart.Apart(CONFIG, "cpu", world)
+    scribe = apart.Apart(CONFIG, "cpu", world).scribe
     scenes = world.sample(32, torch.Generator().manual_seed(3))
-    one = (scenes.counts == 1).nonzero()[0]
-    scene = scenes[one]
-    codes = trained.scribe(scene)
-    absent = scenes[one]
-    absent.colours[:, 1:] = 5
-    absent.boxes[:, 1:] = 0.5
-    assert torch.equal(trained.scribe(absent), codes)
-    for field in ("background", "variant", "objects", "colours", "boxes"):
-        other = scenes[one]
-        value = getattr(other, field)
-        value[..., :1] = 0.3 if field == "boxes" else (value[..., :1] + 1) % 2
-        assert not torch.equal(trained.scribe(other), codes), field
+    scene = scenes[(scenes.counts == 1).nonzero()[0]]
+    told = {"ground": scene.background, "kinds": scene.objects, "colours": scene.colours}
+    told["boxes"] = scene.boxes
+    codes = scribe(**told)
+    absent = {name: value.clone() for name, value in told.items()}
+    absent["colours"][:, 1:], absent["boxes"][:, 1:] = 5, 0.5
+    assert torch.equal(scribe(**absent), codes)
+    for name, value in told.items():
+        other = value.clone()
+        other[..., :1] = 0.3 if name == "boxes" else (other[..., :1] + 1) % 2
+        assert not torch.equal(scribe(**told | {name: other}), codes), name
+
+
+def test_what_is_read_for_sure_is_written_as_the_truth_is(world: World) -> None:
+    scribe = apart.Apart(CONFIG, "cpu", world).scribe
+    scenes = world.sample(32, torch.Generator().manual_seed(3))
+    kinds = scenes.objects.where(scenes.objects >= 0, world.num_objects)
+    sizes = (world.num_objects + 1, len(COLOURS))
+    kinds, colours = (
+        9.0 * F.one_hot(index, n) for index, n in zip((kinds, scenes.colours), sizes, strict=True)
+    )
+    ground = scenes.background * world.variants + scenes.variant
+    seen = 9.0 * F.one_hot(ground, len(BACKGROUNDS) * world.variants)
+    read = scribe.of(Reading(seen, kinds, colours, scenes.boxes))
+    truth = scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
+    assert torch.allclose(read, truth, atol=1e-5)
+
+
+def test_a_model_for_another_world_is_refused(world: World) -> None:
+    config = CONFIG | {"model": CONFIG["model"] | {"kinds": 4}}
+    with pytest.raises(InputError, match='"kinds": 5, "colours": 11'):
+        apart.Apart(config, "cpu", world)
+    with pytest.raises(InputError, match="other sizes"):
+        apart.Apart(CONFIG | {"start": "sprites"}, "cpu", world)
 
 
 @pytest.mark.usefixtures("unjudged")
@@ -124,7 +166,7 @@ def test_what_resumes_is_what_never_stopped(world: World, tmp_path: Path) -> Non
     whole = apart.train(CONFIG, tmp_path / "whole", "cpu", world, until=4)
     apart.train(CONFIG, tmp_path / "parts", "cpu", world, until=2)
     # The later parts begin anew: they had learned from others than they are now.
-    for part in ("codes", "encoder"):
+    for part in PARTS[1:]:
         (tmp_path / "parts" / part / "checkpoint.safetensors").unlink()
     parts = apart.train(CONFIG, tmp_path / "parts", "cpu", world, until=4)
     assert difference(weights(parts.model), weights(whole.model)) < 1e-5
@@ -134,7 +176,7 @@ def test_what_resumes_is_what_never_stopped(world: World, tmp_path: Path) -> Non
 def test_it_stops_when_the_time_is_up_and_goes_on_with_the_next_part(
     world: World, tmp_path: Path
 ) -> None:
-    config = CONFIG | {part: PART | {"steps": 2} for part in apart.PARTS}
+    config = CONFIG | {part: PART | {"steps": 2} for part in PARTS}
     calls = 0
     while True:
         calls += 1
@@ -144,12 +186,13 @@ def test_it_stops_when_the_time_is_up_and_goes_on_with_the_next_part(
         except TimeUp:
             continue
         break
-    assert [len(losses(tmp_path / part)) for part in apart.PARTS] == [2, 2, 2]
+    assert [len(losses(tmp_path / part)) for part in PARTS] == [2, 2, 2, 2]
 
 
 def test_it_is_measured_and_the_tokenizer_goes_on_from_it(world: World, tmp_path: Path) -> None:
     trained = apart.train(CONFIG, tmp_path / "run", "cpu", world, until=2)
-    for part, measured in (("painters", "canvas"), ("codes", "object@8"), ("encoder", "digits")):
+    measures = ("canvas", "object@8", "canvas@8", "digits")
+    for part, measured in zip(PARTS, measures, strict=True):
         rows = (tmp_path / "run" / part / "log.jsonl").read_text().splitlines()
         assert json.loads(rows[-1])[measured] >= 0
     apart.export(trained, tmp_path / "export")
@@ -158,6 +201,6 @@ def test_it_is_measured_and_the_tokenizer_goes_on_from_it(world: World, tmp_path
     assert loaded.decode(loaded.encode(images)).shape == images.shape
     config = {"seed": 1, "steps": 40, "batch": 8, "peak_lr": 0.0, "ema": 0.9, "grafts": 0.4}
     config |= {"attribute_weight": 0.1, "bf16": False, "log_every": 1, "save_every": 1000}
-    config |= {"model": SIZES, "start": str(tmp_path / "export")}
+    config |= {"model": CONFIG["model"], "start": str(tmp_path / "export")}
     further = tokenizer.train(config, tmp_path / "further", "cpu", world, until=1)
     assert difference(weights(further.model), weights(trained.model)) < 2e-3  # float16 between

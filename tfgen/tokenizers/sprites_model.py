@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tfgen.tokenizers.sprites_encoder import Encoder, residual
 from tfgen.tokenizers.subpixel import conv_enlarged
 
 
@@ -25,7 +26,10 @@ class SpritesConfig:
     canvas_size: side of an object's canvas; slots: objects at most; width: of the trunk; depth: its
     residual blocks; latent: components that describe one layer; encoder_widths: channels after each
     halving of the picture; background_widths, object_widths: channels of the painters' stages, each
-    stage doubling the side.
+    stage doubling the side; slot_depth: residual blocks over each object's description, the same
+    for all slots, so that what a kind of object looks like is learned once; scribe: width of the
+    network that writes the code of what the encoder has read, of which there are so many kinds of
+    object, colours, and variants of backgrounds (all 0: the encoder writes it at once).
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -39,6 +43,11 @@ class SpritesConfig:
     encoder_widths: tuple[int, ...] = (32, 64, 128, 192)
     background_widths: tuple[int, ...] = (96, 96, 64, 32)
     object_widths: tuple[int, ...] = (128, 64, 48)
+    slot_depth: int = 0
+    scribe: int = 0
+    kinds: int = 0
+    colours: int = 0
+    grounds: int = 0
 
 
 class Layered(NamedTuple):
@@ -54,59 +63,13 @@ class Layered(NamedTuple):
     slots: Tensor
 
 
-def norm_act(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.GroupNorm(8, channels), nn.SiLU())
-
-
-class Encoder(nn.Module):
-    """Pictures Float[N, 3, H, W] in [0, 1] -> unquantised codes Float[N, T, d]."""
-
-    features = 768
-
-    def __init__(self, cfg: SpritesConfig):
-        super().__init__()
-        layers: list[nn.Module] = []
-        before, side = 3, cfg.image_size
-        for i, channels in enumerate(cfg.encoder_widths):
-            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), norm_act(channels)]
-            if 0 < i < len(cfg.encoder_widths) - 1:
-                layers += [nn.Conv2d(channels, channels, 3, padding=1), norm_act(channels)]
-            before, side = channels, side // 2
-        self.convs = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.Linear(before * side * side, self.features),
-            nn.LayerNorm(self.features),
-            nn.SiLU(),
-            nn.Linear(self.features, self.features),
-            nn.SiLU(),
-        )
-        self.to_codes = nn.Linear(self.features, cfg.num_tokens * len(cfg.levels))
-        self.shape = (cfg.num_tokens, len(cfg.levels))
-
-    def describe(self, images: Tensor) -> Tensor:
-        """What the encoder sees: Float[N, features]."""
-        x = self.convs((images * 2 - 1).contiguous(memory_format=torch.channels_last))
-        return self.head(x.flatten(1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.to_codes(self.describe(images)).unflatten(1, self.shape)
-
-
 class Trunk(nn.Module):
     """Code vectors of a prefix, absent tokens masked -> a description of the scene, [N, width]."""
 
     def __init__(self, cfg: SpritesConfig):
         super().__init__()
         self.enter = nn.Linear(cfg.num_tokens * (len(cfg.levels) + 1), cfg.width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(cfg.width),
-                nn.Linear(cfg.width, 2 * cfg.width),
-                nn.SiLU(),
-                nn.Linear(2 * cfg.width, cfg.width),
-            )
-            for _ in range(cfg.depth)
-        )
+        self.blocks = nn.ModuleList(residual(cfg.width, 2 * cfg.width) for _ in range(cfg.depth))
         self.leave = nn.LayerNorm(cfg.width)
 
     def forward(self, codes: Tensor, keep: Tensor) -> Tensor:
@@ -170,6 +133,9 @@ class SpritesModel(nn.Module):
         self.to_background = nn.Linear(cfg.width, cfg.latent)
         self.to_slots = nn.Linear(cfg.width, cfg.slots * cfg.latent)
         self.to_places = nn.Linear(cfg.width, cfg.slots * 4)
+        self.slot_blocks = nn.ModuleList(
+            residual(cfg.latent, 4 * cfg.latent) for _ in range(cfg.slot_depth)
+        )
         self.background = Painter(cfg.latent, cfg.background_widths, 3, cfg.image_size)
         self.object = Painter(cfg.latent, cfg.object_widths, 4, cfg.canvas_size)
 
@@ -178,9 +144,16 @@ class SpritesModel(nn.Module):
         x = self.trunk(codes, keep)
         places = self.to_places(x).float().unflatten(1, (self.cfg.slots, 4))
         background = self.background(self.to_background(x))
-        slots = self.to_slots(x).unflatten(1, (self.cfg.slots, self.cfg.latent))
+        slots = self.slots(x)
         boxes = torch.sigmoid(places[..., 1:])
         return Layered(torch.sigmoid(background.float()), places[..., 0], boxes, slots), x
+
+    def slots(self, trunk: Tensor) -> Tensor:
+        """What to paint in each slot: Float[N, slots, latent] of the trunk's Float[N, width]."""
+        slots = self.to_slots(trunk).unflatten(1, (self.cfg.slots, self.cfg.latent))
+        for block in self.slot_blocks:
+            slots = slots + block(slots)
+        return slots
 
     def canvases(self, slots: Tensor) -> Tensor:
         """Descriptions Float[P, latent] -> premultiplied RGBA Float[P, 4, canvas, canvas]."""

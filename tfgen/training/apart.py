@@ -11,13 +11,15 @@ it. The renderer knows what a scene holds, so each part can learn its work witho
 2. codes: a network that reads the scene's ground truth instead of its picture writes the code, from
    whose prefixes the trunk is to give descriptions and boxes. No picture is drawn, so a scene costs
    a twentieth of what it costs in tokenizer.py;
-3. encoder: it learns to write the same codes from pictures.
+3. decoder: trunk and painters go on together, with these codes;
+4. encoder: it learns to write the same codes from pictures.
 
 The network of 2 and the tables are dropped. Resumes from its checkpoints in the cache folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +27,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel
+from tfgen import hub
+from tfgen.errors import InputError
+from tfgen.tokenizers.sprites_model import Painter, SpritesConfig, SpritesModel
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import Training, learning_rate
+from tfgen.training.common import TimeUp, Training, learning_rate
 from tfgen.training.grafts import Grafts, graft
 from tfgen.training.tokenizer import (
     HELD_OUT_SEED,
     TokenizerTrainer,
-    begin_with,
     command,
     evaluate,
     export,
 )
 from tfgen.training.world import Scenes, World
 
-PARTS = ("painters", "codes", "encoder")
+PARTS = ("painters", "codes", "decoder", "encoder")
+Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Measure = Callable[[], dict[str, Any]]
 LENGTHS = (4, 8, 16)
 """Prefix lengths that codes are measured at."""
 
@@ -68,38 +73,19 @@ class Descriptions(nn.Module):
         return self.ground(background * self.variants + variant)
 
 
-class Scribe(nn.Module):
-    """Scenes -> unquantised codes Float[N, T, d], as the encoder would write them."""
-
-    def __init__(self, kinds: int, variants: int, cfg: SpritesConfig, width: int = 1024):
-        super().__init__()
-        self.variants, self.shape = variants, (cfg.num_tokens, len(cfg.levels))
-        self.ground = nn.Embedding(len(BACKGROUNDS) * variants, 64)
-        self.kind = nn.Embedding(kinds + 1, 128)  # the last: nothing
-        self.colour = nn.Embedding(len(COLOURS), 32)
-        self.register_buffer("waves", torch.pi * 2.0 ** torch.arange(5), persistent=False)
-        self.enter = nn.Linear(64 + cfg.slots * (128 + 32 + 3 * 11), width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU()) for _ in range(2)
-        )
-        self.to_codes = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, cfg.num_tokens * len(cfg.levels))
-        )
-
-    def forward(self, scenes: Scenes) -> Tensor:
-        there = scenes.objects >= 0
-        kinds = self.kind(scenes.objects.where(there, self.kind.num_embeddings - 1))
-        phases = scenes.boxes[..., None] * self.waves
-        places = torch.cat([scenes.boxes[..., None], phases.sin(), phases.cos()], -1).flatten(2)
-        slots = torch.cat([kinds, self.colour(scenes.colours), places], -1)
-        slots = slots * torch.cat(  # what colour nothing has, and where, says nothing
-            [torch.ones_like(kinds), there[..., None].expand(-1, -1, slots.shape[2] - 128)], -1
-        )
-        ground = self.ground(scenes.background * self.variants + scenes.variant)
-        x = self.enter(torch.cat([ground, slots.flatten(1)], 1))
-        for block in self.blocks:
-            x = x + block(x)
-        return self.to_codes(x).unflatten(1, self.shape)
+def unlike(painter: Painter, told: Tensor, true: Tensor) -> Tensor:
+    """How differently a painter reads descriptions Float[P, latent] and the true ones: 0 if alike,
+    1 if they are all the mean one. Descriptions come with much that no painter heeds."""
+    told, true = told.float(), true.float()
+    metric = told.new_zeros(told.shape[1], told.shape[1])
+    spread = true - true.mean(0)
+    with torch.no_grad(), torch.autocast(told.device.type, enabled=False):
+        for layer in (painter.seed, painter.styles):
+            read = layer.weight.T @ layer.weight
+            metric += read / (2 * (spread @ read * spread).sum(1).mean().clamp(min=1e-8))
+    with torch.autocast(told.device.type, enabled=False):
+        off = told - true
+        return (off @ metric * off).sum(1).mean()
 
 
 class Apart:
@@ -114,17 +100,49 @@ class Apart:
         self.world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
         torch.manual_seed(config["seed"])
         kinds, variants = self.world.num_objects, self.world.variants
+        holds = {"kinds": kinds, "colours": len(COLOURS), "grounds": len(BACKGROUNDS) * variants}
+        if not cfg.scribe or any(getattr(cfg, name) != n for name, n in holds.items()):
+            wanted = ", ".join(f'"{name}": {n}' for name, n in holds.items())
+            raise InputError(
+                f'The config\'s "model" does not fit its world: it needs {wanted}, and "scribe", '
+                "the width of the network that writes the codes."
+            )
         trainer = TokenizerTrainer(cfg, kinds, config["attribute_weight"]).to(device)
         self.trainer = trainer.to(memory_format=torch.channels_last)
         if config.get("start"):
-            begin_with(self.model, config["start"])
+            self._begin_with(config["start"])
         self.described = Descriptions(kinds, variants, cfg.latent).to(device)
-        self.scribe = Scribe(kinds, variants, cfg).to(device)
+        self.scribe = self.model.encoder.scribe
+        self.read_ground = nn.Linear(cfg.width, len(BACKGROUNDS) * variants).to(device)
         self.held_out = self.world.sample(512, torch.Generator().manual_seed(HELD_OUT_SEED))
 
     @property
     def model(self) -> SpritesModel:
         return self.trainer.model
+
+    def _begin_with(self, name: str) -> None:
+        """Give encoder and painters the weights of another tokenizer's: a packaged one's name, or a
+        folder. Raises InputError where theirs have other sizes."""
+        known = hub.load_tokenizer(name, torch.device("cpu")).model
+        pairs = [(self.model.encoder, known.encoder, part) for part in ("convs", "head")]
+        pairs += [(self.model, known, part) for part in ("object", "background")]
+        for ours, theirs, part in pairs:
+            try:
+                getattr(ours, part).load_state_dict(getattr(theirs, part).state_dict())
+            except RuntimeError:
+                raise InputError(
+                    f"The tokenizer {name!r} has networks of other sizes than the config asks for "
+                    f'({part}): give the config its sizes, or take out the config\'s "start".'
+                ) from None
+
+    def work(self) -> dict[str, tuple[nn.Module, Loss, Measure]]:
+        """By part, in order: what learns, the loss of a batch of given size, and its measures."""
+        return {
+            "painters": (self.painters(), self.paint, self.painted),
+            "codes": (self.codes(), self.tell, self.told),
+            "decoder": (self.decoder(), self.tell_and_paint, self.told),
+            "encoder": (self.encoder(), self.look, self.looked),
+        }
 
     # ---- 1. painters
 
@@ -137,7 +155,7 @@ class Apart:
         objects = torch.randint(world.num_objects, (n,), generator=generator).to(device)
         colours = torch.randint(len(COLOURS), (n,), generator=generator).to(device)
         colours = colours * (torch.rand(n, generator=generator) > 0.2).to(device)  # more natural
-        true = world.sprite_bank(self.cfg.canvas_size)[objects, colours].float() / 255
+        true = self._canvases(objects, colours)
         canvases = self.model.canvases(self.described.of_objects(objects, colours))
         few = max(1, n // 8)
         grounds = torch.randint(len(BACKGROUNDS), (few,), generator=generator).to(device)
@@ -150,6 +168,10 @@ class Apart:
         }
         return sum(parts.values()), parts
 
+    def _canvases(self, objects: Tensor, colours: Tensor) -> Tensor:
+        """What the painter of objects is to paint."""
+        return self.world.sprite_bank(self.cfg.canvas_size)[objects, colours].float() / 255
+
     @torch.no_grad()
     def painted(self) -> dict[str, float]:
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
@@ -161,16 +183,20 @@ class Apart:
     def codes(self) -> nn.Module:
         model, trainer = self.model, self.trainer
         own = [model.trunk, model.to_background, model.to_slots, model.to_places]
-        heads = [trainer.read_object, trainer.read_colour]
+        heads = [trainer.read_object, trainer.read_colour, self.read_ground]
         heads += [trainer.read_background, trainer.read_layout]
-        return nn.ModuleList([self.scribe, *own, *heads])
+        return nn.ModuleList([self.scribe, *own, model.slot_blocks, *heads])
 
     def write(self, scenes: Scenes, grafts: Grafts | None = None) -> Tensor:
         """Codes of scenes, Float[N, T, d] on the grid."""
-        codes = self.trainer.fsq.quantise(self.scribe(scenes))
+        ground = scenes.background * self.world.variants + scenes.variant
+        said = self.scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
+        codes = self.trainer.fsq.quantise(said)
         return codes if grafts is None else grafts.codes(codes)
 
-    def tell(self, n: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def tell(
+        self, n: int, generator: torch.Generator, painted: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of what prefixes of the codes of n random scenes say."""
         trainer, model = self.trainer, self.model
         scenes = self.world.sample(n, generator)
@@ -187,22 +213,43 @@ class Apart:
             ground = self.described.of_backgrounds(scenes.background, scenes.variant)
             told = self.described.of_objects(scenes.objects[present], scenes.colours[present])
         places = model.to_places(trunk).float().unflatten(1, (self.cfg.slots, 4))
-        slots = model.to_slots(trunk).unflatten(1, (self.cfg.slots, -1))[present].float()
+        slots = model.slots(trunk)[present].float()
         boxes = torch.sigmoid(places[..., 1:])
         parts = {
-            "ground": F.mse_loss(model.to_background(trunk).float(), ground) / ground.var(),
-            "told": F.mse_loss(slots, told) / told.var(),
-            "box": 10 * (boxes - scenes.boxes).abs()[present].mean(),
+            "ground": 3 * unlike(model.background, model.to_background(trunk), ground),
+            "told": 3 * unlike(model.object, slots, told),
+            "box": 20 * (boxes - scenes.boxes).abs()[present].mean(),
             "present": F.binary_cross_entropy_with_logits(places[..., 0], present.float()),
         }
         attributes = {
             "object": F.cross_entropy(trainer.read_object(slots), scenes.objects[present]),
             "colour": F.cross_entropy(trainer.read_colour(slots), scenes.colours[present]),
             "scene": F.cross_entropy(trainer.read_background(trunk).float(), scenes.background),
+            "variant": F.cross_entropy(
+                self.read_ground(trunk).float(),
+                scenes.background * self.world.variants + scenes.variant,
+            ),
             "layout": F.cross_entropy(trainer.read_layout(trunk).float(), scenes.layout),
         }
+        if painted:  # a few of them
+            some = torch.randperm(len(slots), generator=generator)[: -(-n // 8)]
+            canvases = model.canvases(slots[some])
+            true = self._canvases(scenes.objects[present][some], scenes.colours[present][some])
+            few = slice(-(-n // 64))
+            grounds = torch.sigmoid(model.background(model.to_background(trunk[few])).float())
+            shown = self.world.backgrounds(scenes[few], self.cfg.image_size)
+            parts["canvas"] = 4 * (F.l1_loss(canvases, true) + 2 * F.mse_loss(canvases, true))
+            parts["background"] = 8 * F.l1_loss(grounds, shown)
         loss = sum(parts.values()) + trainer.attribute_weight * sum(attributes.values())
         return loss, parts | attributes
+
+    def tell_and_paint(
+        self, n: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same with codes that stay as they are, and with the loss of what the painters make of
+        it: what they cannot tell apart need not be told, and they learn to read what they are told.
+        """
+        return self.tell(n, generator, painted=True)
 
     @torch.no_grad()
     def told(self) -> dict[str, float]:
@@ -212,33 +259,38 @@ class Apart:
         for k in LENGTHS:
             keep = (torch.arange(self.cfg.num_tokens, device=self.device) < k).expand(512, -1)
             trunk = self.model.trunk(codes, keep)
-            slots = self.model.to_slots(trunk).unflatten(1, (self.cfg.slots, -1))[present]
+            slots = self.model.slots(trunk)[present]
             boxes = torch.sigmoid(self.model.to_places(trunk).unflatten(1, (-1, 4))[..., 1:])
             object_ = self.trainer.read_object(slots).argmax(1) == scenes.objects[present]
             colour = self.trainer.read_colour(slots).argmax(1) == scenes.colours[present]
             off = (boxes - scenes.boxes).abs()[present].mean()
-            values = (("object", object_.float().mean()), ("colour", colour.float().mean()))
-            out |= {f"{name}@{k}": round(v.item(), 4) for name, v in (*values, ("off", off))}
+            true = self._canvases(scenes.objects[present], scenes.colours[present])
+            values = {
+                "object": object_.float().mean(),
+                "colour": colour.float().mean(),
+                "off": off,
+                "canvas": (self.model.canvases(slots) - true).abs().mean(),
+            }
+            out |= {f"{name}@{k}": round(v.item(), 4) for name, v in values.items()}
         return out
 
-    # ---- 3. encoder
+    # ---- 3. decoder
+
+    def decoder(self) -> nn.Module:
+        return nn.ModuleList([*self.codes()[1:], self.model.object, self.model.background])
+
+    # ---- 4. encoder
 
     def encoder(self) -> nn.Module:
-        trainer = self.trainer
-        heads = [trainer.see_object, trainer.see_colour, trainer.see_box]
-        return nn.ModuleList([self.model.encoder, *heads])
+        encoder = self.model.encoder
+        return nn.ModuleList([encoder.convs, encoder.head, encoder.reader])
 
     def look(self, n: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the codes that the encoder writes of n random scenes' pictures."""
+        """The loss of what the encoder reads in n random scenes' pictures."""
         scenes = self.world.sample(n, generator)
-        encoder = self.model.encoder
-        seen = encoder.describe(self.world.render(scenes, self.cfg.image_size).images)
-        codes = torch.tanh(encoder.to_codes(seen).float()).unflatten(1, encoder.shape)
-        with torch.no_grad():
-            wanted = torch.tanh(self.scribe(scenes).float())
-        parts = {"codes": 4 * F.smooth_l1_loss(codes, wanted, beta=0.1)}
-        attributes = self.trainer.seen(seen, scenes)
-        return parts["codes"] + 0.1 * sum(attributes.values()), parts | attributes
+        images = self.world.render(scenes, self.cfg.image_size).images
+        parts = self.trainer.seen(self.model.encoder.describe(images), scenes)
+        return sum(parts.values()), parts
 
     @torch.no_grad()
     def looked(self) -> dict[str, float]:
@@ -260,31 +312,44 @@ def train(
     """Train part after part as `config` says, checkpointing in `folder`; returns the tokenizer's
     trainer with EMA weights. until: of each part; deadline: see Training; raises TimeUp there."""
     apart = Apart(config, device, world)
-    work = {
-        "painters": (apart.painters(), apart.paint, apart.painted),
-        "codes": (apart.codes(), apart.tell, apart.told),
-        "encoder": (apart.encoder(), apart.look, apart.looked),
-    }
+    before, total = 0, sum(config[part]["steps"] for part in PARTS)
     for number, part in enumerate(PARTS):
-        module, loss_of, measure = work[part]
         own = {**config, **config[part]}
-        optimiser = torch.optim.AdamW(
-            module.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-        )
-        training = Training(module, optimiser, own, folder / part, until, deadline)
-        for step in training:
-            seed = (config["seed"] * 10 + number) * 1_000_003 + step
-            generator = torch.Generator().manual_seed(seed)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=own["bf16"]):
-                loss, parts = loss_of(own["batch"], generator)
-            training.learn(loss, parts, learning_rate(step, own["steps"], own["peak_lr"]))
-            if training.is_milestone:
-                now = {k: v.clone() for k, v in module.state_dict().items()}
-                training.finish()  # for a moment, as the other parts are not of the average
-                training.log(training.done, part=part, **measure())
-                module.load_state_dict(now)
-        training.finish()
+        try:
+            _learn(apart, part, number, own, folder / part, until, deadline)
+        except TimeUp as up:
+            raise TimeUp(before + up.done, total, up.pace) from None
+        before += own["steps"]
     return apart.trainer
+
+
+def _learn(
+    apart: Apart,
+    part: str,
+    number: int,
+    config: dict[str, Any],
+    folder: Path,
+    until: int | None,
+    deadline: float | None,
+) -> None:
+    module, loss_of, measure = apart.work()[part]
+    optimiser = torch.optim.AdamW(
+        module.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    training = Training(module, optimiser, config, folder, until, deadline)
+    device = torch.device(apart.device).type
+    for step in training:
+        seed = (config["seed"] * 10 + number) * 1_000_003 + step
+        generator = torch.Generator().manual_seed(seed)
+        with torch.autocast(device, torch.bfloat16, enabled=config["bf16"]):
+            loss, parts = loss_of(config["batch"], generator)
+        training.learn(loss, parts, learning_rate(step, config["steps"], config["peak_lr"]))
+        if training.is_milestone:
+            now = {k: v.clone() for k, v in module.state_dict().items()}
+            training.finish()  # for a moment, as the other parts are not of the average
+            training.log(training.done, part=part, **measure())
+            module.load_state_dict(now)
+    training.finish()
 
 
 def main() -> None:

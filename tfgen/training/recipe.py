@@ -112,7 +112,8 @@ class Book:
         if None in digests.values():
             raise TfgenError(f"The stage {stage.name} exported no {', '.join(stage.files)}.")
         self._write(stage, self.states[stage.name] | {"digests": digests})
-        (self.folder(stage) / "checkpoint.safetensors").unlink(missing_ok=True)
+        for checkpoint in self.folder(stage).rglob("checkpoint.safetensors"):
+            checkpoint.unlink()
 
     def _write(self, stage: Stage, state: dict[str, Any]) -> None:
         self.folder(stage).mkdir(parents=True, exist_ok=True)

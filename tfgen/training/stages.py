@@ -26,6 +26,7 @@ from tfgen.priors.frequency import FILE_NAME as PRIOR_FILE
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import CONFIG_FILE, RENDERER_FILE, WEIGHTS_FILE
 from tfgen.training import (
+    apart,
     autoregressive,
     bank,
     clip,
@@ -90,7 +91,7 @@ class Materials:
         return ClipVerifier.load(self.out / CLIP, self.device)
 
     def exported(self, stage: str) -> Path:
-        """Where a stage before the verifier's last leaves its verifier."""
+        """Where a stage before the tokenizer's or the verifier's last leaves its model."""
         return self.out / "stages" / stage / "model"
 
 
@@ -98,9 +99,16 @@ Run = Callable[[Materials, Config, Path], None]
 """Trains a stage as a config says, in a folder for its checkpoint, and exports its files."""
 
 
+def train_apart(materials: Materials, config: Config, folder: Path) -> None:
+    world, limit = materials.world(config), materials.deadline
+    trained = apart.train(config, folder, materials.device, world, deadline=limit)
+    apart.export(trained, materials.exported(folder.name))
+
+
 def train_tokenizer(materials: Materials, config: Config, folder: Path) -> None:
     world, limit = materials.world(config), materials.deadline
-    trained = tokenizer.train(config, folder, materials.device, world, deadline=limit)
+    begun = config | {"start": str(materials.exported("apart"))}
+    trained = tokenizer.train(begun, folder, materials.device, world, deadline=limit)
     begin_config(materials.out, SPRITES, trained.cfg.num_tokens)
     tokenizer.export(trained, materials.out / SPRITES)
 
@@ -267,9 +275,16 @@ class Stage:
 _MODEL = "stages/{}/model/" + CLIP_FILE
 STAGES = (
     Stage(
+        "apart",
+        "apart_{}.json",
+        (),
+        (f"stages/apart/model/{WEIGHTS_FILE}", f"stages/apart/model/{CONFIG_FILE}"),
+        train_apart,
+    ),
+    Stage(
         "tokenizer",
         "tokenizer_{}.json",
-        (),
+        ("apart",),
         (f"{SPRITES}/{WEIGHTS_FILE}", f"{SPRITES}/{CONFIG_FILE}"),
         train_tokenizer,
     ),

@@ -60,9 +60,10 @@ class TokenizerTrainer(nn.Module):
         self.read_background = nn.Linear(cfg.width, len(BACKGROUNDS))
         self.read_layout = nn.Linear(cfg.width, len(LAYOUTS))
         features, slots = self.model.encoder.features, cfg.slots
-        self.see_object = nn.Linear(features, slots * num_objects)
-        self.see_colour = nn.Linear(features, slots * len(COLOURS))
-        self.see_box = nn.Linear(features, slots * 3)
+        if not cfg.scribe:  # an encoder with one reads them anyway
+            self.see_object = nn.Linear(features, slots * num_objects)
+            self.see_colour = nn.Linear(features, slots * len(COLOURS))
+            self.see_box = nn.Linear(features, slots * 3)
         lengths = torch.arange(1, cfg.num_tokens + 1)
         # Half of the scenes keep at most the first half of the tokens, a fifth keep all of them.
         weights = torch.where(lengths <= cfg.num_tokens // 2, 1.0, 0.3)
@@ -88,8 +89,7 @@ class TokenizerTrainer(nn.Module):
         cfg = self.cfg
         encoded, target = scenes, world.render(scenes, cfg.image_size)
         seen = self.model.encoder.describe(target.images)
-        codes = self.model.encoder.to_codes(seen).unflatten(1, self.model.encoder.shape)
-        codes = self.fsq.quantise(codes)
+        codes = self.fsq.quantise(self.model.encoder.write(seen))
         if grafts is not None:
             codes, scenes = grafts.codes(codes), grafts.scenes(scenes)
             target = world.render(scenes, cfg.image_size)
@@ -129,6 +129,19 @@ class TokenizerTrainer(nn.Module):
         """What the encoder's features Float[N, features] say of the scenes, before the bottleneck,
         so that it learns to see at once: the parts of a loss."""
         there = scenes.objects >= 0
+        if self.cfg.scribe:
+            read, variants = (
+                self.model.encoder.reader(features),
+                self.cfg.grounds // len(BACKGROUNDS),
+            )
+            ground = scenes.background * variants + scenes.variant
+            kinds = scenes.objects.where(there, self.cfg.kinds)
+            return {
+                "seen_object": F.cross_entropy(read.kinds.flatten(0, 1), kinds.flatten()),
+                "seen_colour": F.cross_entropy(read.colours[there], scenes.colours[there]),
+                "seen_box": 10 * F.l1_loss(read.boxes[there], scenes.boxes[there]),
+                "seen_ground": F.cross_entropy(read.ground, ground),
+            }
 
         def per_slot(head: nn.Linear) -> Tensor:
             return head(features).float().unflatten(1, (self.cfg.slots, -1))[there]
