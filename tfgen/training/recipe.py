@@ -14,7 +14,7 @@ stages/NAME holds a stage's state.json, its log and, until it is finished, its c
 hand over by their exported files alone, so that another machine goes on from these; only a stage
 in the middle needs its checkpoint. On a CPU, `--stages clip,judge` lets calls for different stages
 run side by side, one a core, and `--configs tfgen/training/configs/cpu` holds smaller ones for the
-tier medium, which begin with the packaged models of the tier small.
+tiers medium and full, which begin with the packaged models where their sizes are the same.
 """
 
 from __future__ import annotations

@@ -191,8 +191,11 @@ def command(
     parser.add_argument(
         "--export", type=Path, help="write the tokenizer's files to this folder at the end"
     )
+    parser.add_argument("--start", help="a tokenizer to go on from: a packaged one, or a folder")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
+    if args.start:
+        config["start"] = args.start
     folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)
     trainer = train(config, folder, args.device, until=args.until, deadline=deadline)
     if args.export:
