@@ -184,7 +184,7 @@ def strange(world: JudgeWorld, judge: Judge, n: int, generator: torch.Generator)
         return placed
 
     out: dict[str, Any] = {}
-    for kind in OTHERS:
+    for kind in world.sorts:
         placed = alone(world.sample(n, generator))
         placed.objects[:, 0] = world.other
         only = torch.tensor([float(kind == other) for other in OTHERS])

@@ -100,6 +100,12 @@ class JudgeWorld:
             strangers = World(sizes=(), variants=world.variants, sprites=foreign, specs=world.specs)
             self.bank = torch.cat([self.bank, strangers.sprite_bank(CANVAS)])
 
+    @property
+    def sorts(self) -> tuple[str, ...]:
+        """The sorts of *other* that it can paint."""
+        foreign = len(self.bank) > self.other
+        return tuple(sort for sort in OTHERS if foreign or sort != "foreign")
+
     @classmethod
     def load(
         cls, tier: str = "small", variants: int = 16, held_out: bool = False, free: float = 0.0
@@ -206,8 +212,7 @@ class JudgeWorld:
             sprites[p] = torch.lerp(pair[0], pair[1], mask) if clear else pair[0]
             colours[p] = MIXED if clear else first
         strange = (objects == self.other).nonzero()[:, 0].tolist()
-        if len(self.bank) == self.other:  # there are no foreign sprites
-            others = others * (torch.arange(len(OTHERS)) != OTHERS.index("foreign"))
+        others = others * torch.tensor([float(sort in self.sorts) for sort in OTHERS])
         kinds = torch.multinomial(others, len(strange) + 1, True, generator=generator)
         for p, kind in zip(strange, kinds.tolist(), strict=False):
             sprites[p] = self.stranger(OTHERS[kind], generator)
