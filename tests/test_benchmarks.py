@@ -32,7 +32,7 @@ def run(
     def main(name: str, *options: object) -> list[dict[str, Any]]:
         script = import_module(f"benchmarks.{name}")
         if hasattr(script, "World"):
-            monkeypatch.setattr(script, "World", lambda _, sizes: make_world(*sizes))
+            monkeypatch.setattr(script, "World", lambda _, sizes, free: make_world(*sizes, free))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
         script.main()
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -54,8 +54,8 @@ def shapes(size: int = 24) -> Tensor:
     return (torch.stack(sprites) * 255).round().to(torch.uint8)
 
 
-def make_world(size: int = 32) -> World:
-    return World(sizes=(size,), variants=2, sprites=shapes(), specs=SPECS)
+def make_world(size: int = 32, free: float = 0.0) -> World:
+    return World(sizes=(size,), variants=2, sprites=shapes(), specs=SPECS, free=free)
 
 
 def tokenizer_model(image_size: int = 32) -> SpritesModel:
