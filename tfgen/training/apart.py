@@ -216,7 +216,7 @@ class Apart:
         slots = model.slots(trunk)[present].float()
         boxes = torch.sigmoid(places[..., 1:])
         parts = {
-            "ground": 6 * unlike(model.background, model.to_background(trunk), ground),
+            "ground": 3 * unlike(model.background, model.to_background(trunk), ground),
             "told": 3 * unlike(model.object, slots, told),
             "box": 20 * (boxes - scenes.boxes).abs()[present].mean(),
             "present": F.binary_cross_entropy_with_logits(places[..., 0], present.float()),
