@@ -159,6 +159,8 @@ def test_a_model_for_another_world_is_refused(world: World) -> None:
         apart.Apart(config, "cpu", world)
     with pytest.raises(InputError, match="other sizes"):
         apart.Apart(CONFIG | {"start": "sprites"}, "cpu", world)
+    with pytest.raises(InputError, match="'sprites-grid' is no tokenizer of the kind sprites"):
+        apart.Apart(CONFIG | {"start": "sprites-grid"}, "cpu", world)
 
 
 @pytest.mark.usefixtures("unjudged")

@@ -3,18 +3,18 @@
     python -m tfgen.training.apart --config tfgen/training/configs/cpu/apart_full.json --export DIR
 
 Together they learn slowly where kinds are many: as long as the code does not say which object there
-is, the painter paints the mean of all, and as long as it does, there is little to gain by saying
+is, the painter paints the mean of all; and as long as it paints that, little is gained by saying
 it. The renderer knows what a scene holds, so each part can learn its work without the others:
 
 1. painters: every kind of object in every colour, and every background, has a *description* in a
    table, learned along with the painters that paint them;
-2. codes: a network that reads the scene's ground truth instead of its picture writes the code, from
-   whose prefixes the trunk is to give descriptions and boxes. No picture is drawn, so a scene costs
-   a twentieth of what it costs in tokenizer.py;
+2. codes: the encoder's scribe writes the code of the scene's ground truth, from whose prefixes the
+   trunk is to give descriptions and boxes. No picture is drawn, so a scene costs a thirtieth of
+   what it costs in tokenizer.py;
 3. decoder: trunk and painters go on together, with these codes;
-4. encoder: it learns to write the same codes from pictures.
+4. encoder: it learns to read in pictures what the scribe was told.
 
-The network of 2 and the tables are dropped. Resumes from its checkpoints in the cache folder.
+The tables are dropped. Resumes from its checkpoints in the cache folder.
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ from tfgen.training.grafts import Grafts, graft
 from tfgen.training.tokenizer import (
     HELD_OUT_SEED,
     TokenizerTrainer,
+    canvas_loss,
     command,
     evaluate,
     export,
+    sizes_in,
 )
 from tfgen.training.world import Scenes, World
 
 PARTS = ("painters", "codes", "decoder", "encoder")
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 Measure = Callable[[], dict[str, Any]]
-LENGTHS = (4, 8, 16)
+CODE_LENGTHS = (4, 8, 16)
 """Prefix lengths that codes are measured at."""
 
 
@@ -56,7 +58,6 @@ class Descriptions(nn.Module):
 
     def __init__(self, kinds: int, variants: int, latent: int):
         super().__init__()
-        self.variants = variants
         self.kind = nn.Embedding(kinds, 2 * latent)
         self.colour = nn.Embedding(len(COLOURS), 2 * latent)
         self.mix = nn.Sequential(
@@ -67,10 +68,6 @@ class Descriptions(nn.Module):
     def of_objects(self, objects: Tensor, colours: Tensor) -> Tensor:
         """Int64[...] each -> Float[..., latent]."""
         return self.mix(self.kind(objects) + self.colour(colours))
-
-    def of_backgrounds(self, background: Tensor, variant: Tensor) -> Tensor:
-        """Int64[N] each -> Float[N, latent]."""
-        return self.ground(background * self.variants + variant)
 
 
 def unlike(painter: Painter, told: Tensor, true: Tensor) -> Tensor:
@@ -92,9 +89,7 @@ class Apart:
     """The tokenizer's trainer, and what stands in for one part where another learns."""
 
     def __init__(self, config: dict[str, Any], device: str, world: World | None = None):
-        cfg = SpritesConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
-        )
+        cfg = sizes_in(config, SpritesConfig)
         free = config.get("free", 0.0)
         self.config, self.cfg, self.device = config, cfg, device
         self.world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
@@ -123,7 +118,9 @@ class Apart:
     def _begin_with(self, name: str) -> None:
         """Give encoder and painters the weights of another tokenizer's: a packaged one's name, or a
         folder. Raises InputError where theirs have other sizes."""
-        known = hub.load_tokenizer(name, torch.device("cpu")).model
+        known = getattr(hub.load_tokenizer(name, torch.device("cpu")), "model", None)
+        if not isinstance(known, SpritesModel):
+            raise InputError(f"{name!r} is no tokenizer of the kind sprites, to begin with.")
         pairs = [(self.model.encoder, known.encoder, part) for part in ("convs", "head")]
         pairs += [(self.model, known, part) for part in ("object", "background")]
         for ours, theirs, part in pairs:
@@ -147,6 +144,7 @@ class Apart:
     # ---- 1. painters
 
     def painters(self) -> nn.Module:
+        """Tables and painters."""
         return nn.ModuleList([self.described, self.model.object, self.model.background])
 
     def paint(self, n: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -158,12 +156,12 @@ class Apart:
         true = self._canvases(objects, colours)
         canvases = self.model.canvases(self.described.of_objects(objects, colours))
         few = max(1, n // 8)
-        grounds = torch.randint(len(BACKGROUNDS), (few,), generator=generator).to(device)
-        variants = torch.randint(world.variants, (few,), generator=generator).to(device)
-        painted = self.model.background(self.described.of_backgrounds(grounds, variants))
-        truth = world.background_bank(self.cfg.image_size)[grounds, variants].float() / 255
+        grounds = torch.randint(self.cfg.grounds, (few,), generator=generator).to(device)
+        painted = self.model.background(self.described.ground(grounds))
+        bank = world.background_bank(self.cfg.image_size).flatten(0, 1)
+        truth = bank[grounds].float() / 255
         parts = {
-            "canvas": F.l1_loss(canvases, true) + 2 * F.mse_loss(canvases, true),
+            "canvas": canvas_loss(canvases, true),
             "background": F.l1_loss(torch.sigmoid(painted.float()), truth),
         }
         return sum(parts.values()), parts
@@ -174,6 +172,7 @@ class Apart:
 
     @torch.no_grad()
     def painted(self) -> dict[str, float]:
+        """The loss on the same objects and backgrounds each time; the painters know all of them."""
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
         _, parts = self.paint(512, generator)
         return {k: round(v.item(), 4) for k, v in parts.items()}
@@ -181,6 +180,7 @@ class Apart:
     # ---- 2. codes
 
     def codes(self) -> nn.Module:
+        """The scribe, first, and what reads its codes, but for the painters."""
         model, trainer = self.model, self.trainer
         own = [model.trunk, model.to_background, model.to_slots, model.to_places]
         heads = [trainer.read_object, trainer.read_colour, self.read_ground]
@@ -189,15 +189,16 @@ class Apart:
 
     def write(self, scenes: Scenes, grafts: Grafts | None = None) -> Tensor:
         """Codes of scenes, Float[N, T, d] on the grid."""
-        ground = scenes.background * self.world.variants + scenes.variant
+        ground = scenes.grounds(self.world.variants)
         said = self.scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
         codes = self.trainer.fsq.quantise(said)
         return codes if grafts is None else grafts.codes(codes)
 
     def tell(
-        self, n: int, generator: torch.Generator, painted: bool = False
+        self, n: int, generator: torch.Generator, paint: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what prefixes of the codes of n random scenes say."""
+        """The loss of what prefixes of the codes of n random scenes say, and with `paint`, of what
+        some of them show."""
         trainer, model = self.trainer, self.model
         scenes = self.world.sample(n, generator)
         shares = trainer.length_weights.cpu()
@@ -208,9 +209,9 @@ class Apart:
         scenes = grafts.scenes(scenes)
         keep = torch.arange(self.cfg.num_tokens, device=self.device) < lengths[:, None]
         trunk = model.trunk(codes, keep)
-        present = scenes.objects >= 0
+        present, grounds = scenes.objects >= 0, scenes.grounds(self.world.variants)
         with torch.no_grad():
-            ground = self.described.of_backgrounds(scenes.background, scenes.variant)
+            ground = self.described.ground(grounds)
             told = self.described.of_objects(scenes.objects[present], scenes.colours[present])
         places = model.to_places(trunk).float().unflatten(1, (self.cfg.slots, 4))
         slots = model.slots(trunk)[present].float()
@@ -221,25 +222,17 @@ class Apart:
             "box": 20 * (boxes - scenes.boxes).abs()[present].mean(),
             "present": F.binary_cross_entropy_with_logits(places[..., 0], present.float()),
         }
-        attributes = {
-            "object": F.cross_entropy(trainer.read_object(slots), scenes.objects[present]),
-            "colour": F.cross_entropy(trainer.read_colour(slots), scenes.colours[present]),
-            "scene": F.cross_entropy(trainer.read_background(trunk).float(), scenes.background),
-            "variant": F.cross_entropy(
-                self.read_ground(trunk).float(),
-                scenes.background * self.world.variants + scenes.variant,
-            ),
-            "layout": F.cross_entropy(trainer.read_layout(trunk).float(), scenes.layout),
-        }
-        if painted:  # a few of them
+        attributes = trainer.said(trunk, slots, scenes)
+        attributes["variant"] = F.cross_entropy(self.read_ground(trunk).float(), grounds)
+        if paint:  # a few of them
             some = torch.randperm(len(slots), generator=generator)[: -(-n // 8)]
             canvases = model.canvases(slots[some])
             true = self._canvases(scenes.objects[present][some], scenes.colours[present][some])
             few = slice(-(-n // 64))
-            grounds = torch.sigmoid(model.background(model.to_background(trunk[few])).float())
+            painted = torch.sigmoid(model.background(model.to_background(trunk[few])).float())
             shown = self.world.backgrounds(scenes[few], self.cfg.image_size)
-            parts["canvas"] = 4 * (F.l1_loss(canvases, true) + 2 * F.mse_loss(canvases, true))
-            parts["background"] = 8 * F.l1_loss(grounds, shown)
+            parts["canvas"] = 4 * canvas_loss(canvases, true)
+            parts["background"] = 8 * F.l1_loss(painted, shown)
         loss = sum(parts.values()) + trainer.attribute_weight * sum(attributes.values())
         return loss, parts | attributes
 
@@ -249,15 +242,17 @@ class Apart:
         """The same with codes that stay as they are, and with the loss of what the painters make of
         it: what they cannot tell apart need not be told, and they learn to read what they are told.
         """
-        return self.tell(n, generator, painted=True)
+        return self.tell(n, generator, paint=True)
 
     @torch.no_grad()
     def told(self) -> dict[str, float]:
         """How well prefixes of the held-out scenes' codes say kinds, colours and boxes."""
         scenes, out = self.held_out, {}
         codes, present = self.write(scenes), scenes.objects >= 0
-        for k in LENGTHS:
-            keep = (torch.arange(self.cfg.num_tokens, device=self.device) < k).expand(512, -1)
+        for k in CODE_LENGTHS:
+            keep = (torch.arange(self.cfg.num_tokens, device=self.device) < k).expand(
+                len(codes), -1
+            )
             trunk = self.model.trunk(codes, keep)
             slots = self.model.slots(trunk)[present]
             boxes = torch.sigmoid(self.model.to_places(trunk).unflatten(1, (-1, 4))[..., 1:])
@@ -277,11 +272,13 @@ class Apart:
     # ---- 3. decoder
 
     def decoder(self) -> nn.Module:
+        """All that reads the codes."""
         return nn.ModuleList([*self.codes()[1:], self.model.object, self.model.background])
 
     # ---- 4. encoder
 
     def encoder(self) -> nn.Module:
+        """All of it but the scribe."""
         encoder = self.model.encoder
         return nn.ModuleList([encoder.convs, encoder.head, encoder.reader])
 
@@ -294,8 +291,9 @@ class Apart:
 
     @torch.no_grad()
     def looked(self) -> dict[str, float]:
-        lengths = [1, 2, 3, 4, 6, 8, 12, 16][: self.cfg.num_tokens]
-        found = evaluate(self.trainer, self.world, self.held_out, lengths)
+        """What tokenizer.py measures, and the share of the codes' digits that are those of the
+        ground truth."""
+        found = evaluate(self.trainer, self.world, self.held_out)
         images = self.world.render(self.held_out, self.cfg.image_size).images
         same = (self.trainer.encode(images) - self.write(self.held_out)).abs() < 1e-3
         return found | {"digits": round(same.float().mean().item(), 4)}

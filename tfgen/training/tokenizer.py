@@ -43,7 +43,10 @@ from tfgen.training.common import (
 from tfgen.training.grafts import Grafts, graft
 from tfgen.training.world import LAYOUTS, Scenes, World
 
+S = TypeVar("S")
 T = TypeVar("T", bound=nn.Module)
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Prefix lengths that a tokenizer is measured at, those that it has."""
 HELD_OUT_SEED = 10_000_019  # scenes from this seed on are never trained on
 
 
@@ -108,33 +111,35 @@ class TokenizerTrainer(nn.Module):
         parts = {
             "image": (error * inside).mean() + coarse.abs().mean(),
             "background": F.l1_loss(layered.background, target.backgrounds),
-            "canvas": F.l1_loss(canvases, sprites) + 2 * F.mse_loss(canvases, sprites),
+            "canvas": canvas_loss(canvases, sprites),
             "box": 2 * (layered.boxes - scenes.boxes).abs()[present].mean(),
             "present": 0.1 * F.binary_cross_entropy_with_logits(layered.present, present.float()),
         }
-        described = described.float()
         if self.heads_alone:
             seen, trunk, described = seen.detach(), trunk.detach(), described.detach()
-        attributes = {
-            "object": F.cross_entropy(self.read_object(described), scenes.objects[present]),
-            "colour": F.cross_entropy(self.read_colour(described), scenes.colours[present]),
-            "scene": F.cross_entropy(self.read_background(trunk.float()), scenes.background),
-            "layout": F.cross_entropy(self.read_layout(trunk.float()), scenes.layout),
-            **self.seen(seen, encoded),
-        }
+        attributes = self.said(trunk, described, scenes) | self.seen(seen, encoded)
         loss = sum(parts.values()) + self.attribute_weight * sum(attributes.values())
         return loss, parts | attributes
+
+    def said(self, trunk: Tensor, described: Tensor, scenes: Scenes) -> dict[str, Tensor]:
+        """What the heads read in the decoder's account of the scenes, the trunk's Float[N, width]
+        and the descriptions Float[P, latent] of all P objects: the parts of a loss."""
+        present = scenes.objects >= 0
+        trunk, described = trunk.float(), described.float()
+        return {
+            "object": F.cross_entropy(self.read_object(described), scenes.objects[present]),
+            "colour": F.cross_entropy(self.read_colour(described), scenes.colours[present]),
+            "scene": F.cross_entropy(self.read_background(trunk), scenes.background),
+            "layout": F.cross_entropy(self.read_layout(trunk), scenes.layout),
+        }
 
     def seen(self, features: Tensor, scenes: Scenes) -> dict[str, Tensor]:
         """What the encoder's features Float[N, features] say of the scenes, before the bottleneck,
         so that it learns to see at once: the parts of a loss."""
         there = scenes.objects >= 0
         if self.cfg.scribe:
-            read, variants = (
-                self.model.encoder.reader(features),
-                self.cfg.grounds // len(BACKGROUNDS),
-            )
-            ground = scenes.background * variants + scenes.variant
+            read = self.model.encoder.reader(features)
+            ground = scenes.grounds(self.cfg.grounds // len(BACKGROUNDS))
             kinds = scenes.objects.where(there, self.cfg.kinds)
             return {
                 "seen_object": F.cross_entropy(read.kinds.flatten(0, 1), kinds.flatten()),
@@ -153,18 +158,22 @@ class TokenizerTrainer(nn.Module):
         }
 
 
+def canvas_loss(canvases: Tensor, true: Tensor) -> Tensor:
+    """How far painted objects are from the true ones, Float[P, 4, s, s] each."""
+    return F.l1_loss(canvases, true) + 2 * F.mse_loss(canvases, true)
+
+
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture in dB: Float[N]."""
     return -10 * torch.log10((a - b).pow(2).flatten(1).mean(1).clamp(min=1e-8))
 
 
 @torch.no_grad()
-def evaluate(
-    trainer: TokenizerTrainer, world: World, scenes: Scenes, lengths: list[int]
-) -> dict[str, float]:
-    """Mean PSNR at each prefix length on given scenes, and of grafts between them after half of the
-    tokens; and how much of the codebook they use."""
+def evaluate(trainer: TokenizerTrainer, world: World, scenes: Scenes) -> dict[str, float]:
+    """Mean PSNR at several prefix lengths on given scenes, and of grafts between them after half of
+    the tokens; and how much of the codebook they use."""
     size = trainer.cfg.image_size
+    lengths = [k for k in LENGTHS if k <= trainer.cfg.num_tokens]
     images = world.render(scenes, size).images
     codes = trainer.encode(images)
     result = {f"psnr@{k}": psnr(trainer.decode(codes, k), images).mean().item() for k in lengths}
@@ -231,6 +240,11 @@ def begin_with(model: SpritesModel | GridModel, name: str) -> None:
     model.load_state_dict(known.state_dict())
 
 
+def sizes_in(config: dict[str, Any], sizes: Callable[..., S]) -> S:
+    """The sizes of the networks that a config asks for."""
+    return sizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()})
+
+
 def begin_run(
     make: Callable[[Any, int, float], T],
     sizes: type,
@@ -247,7 +261,7 @@ def begin_run(
     make: the trainer of networks of given `sizes`, a number of objects, and a weight of the heads.
     """
     torch.manual_seed(config["seed"])
-    cfg = sizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()})
+    cfg = sizes_in(config, sizes)
     free = config.get("free", 0.0)
     world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
     trainer = make(cfg, world.num_objects, config["attribute_weight"]).to(device)
@@ -279,7 +293,6 @@ def train(
     )
     cfg = trainer.cfg
     held_out = world.sample(256, torch.Generator().manual_seed(HELD_OUT_SEED))
-    judged = [1, 2, 3, 4, 6, 8, 12, 16][: cfg.num_tokens]
     shares = trainer.length_weights.cpu()
     for step in training:
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
@@ -296,7 +309,7 @@ def train(
         if training.is_milestone:
             averaged = TokenizerTrainer(cfg, world.num_objects, 0.0).to(device)
             averaged = training.averaged(averaged)
-            training.log(training.done, **evaluate(averaged, world, held_out, judged))
+            training.log(training.done, **evaluate(averaged, world, held_out))
     training.finish()
     return trainer
 

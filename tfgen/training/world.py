@@ -96,6 +96,11 @@ class Scenes(Rows):
     def counts(self) -> Tensor:
         return (self.objects >= 0).sum(1)
 
+    def grounds(self, variants: int) -> Tensor:
+        """Which of all variants of all backgrounds each has, where a background has so many:
+        Int64[N]."""
+        return self.background * variants + self.variant
+
 
 @dataclass
 class Layers:
