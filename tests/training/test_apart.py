@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from tests.toy_world import SIZES, make_world, weights
 from tests.toy_world import apart as difference
 from tfgen.errors import InputError
+from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.tokenizers.sprites_encoder import Reading
+from tfgen.tokenizers.sprites_reading import Reading
 from tfgen.training import apart, tokenizer
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
@@ -34,7 +35,7 @@ CONFIG: dict[str, Any] = {
     **dict.fromkeys(PARTS, PART),
     "model": SIZES
     | {"slot_depth": 1, "scribe": 64, "kinds": 5, "colours": len(COLOURS)}
-    | {"grounds": 2 * len(BACKGROUNDS)},
+    | {"grounds": 2 * len(BACKGROUNDS), "levels": [8, 6, 4]},
 }
 
 
@@ -112,8 +113,8 @@ def test_the_encoder_comes_to_write_what_the_scribe_writes(
         return (trained.trainer.encode(images) == trained.write(few)).float().mean().item()
 
     before = agree()
-    optimiser = torch.optim.Adam(trained.encoder().parameters(), lr=3e-3)
-    for _ in range(200):
+    optimiser = torch.optim.Adam(trained.encoder().parameters(), lr=1e-3)
+    for _ in range(300):
         loss, _ = trained.look(16, torch.Generator())
         optimiser.zero_grad()
         loss.backward()
@@ -148,9 +149,30 @@ def test_what_is_read_for_sure_is_written_as_the_truth_is(world: World) -> None:
     )
     ground = scenes.background * world.variants + scenes.variant
     seen = 9.0 * F.one_hot(ground, len(BACKGROUNDS) * world.variants)
-    read = scribe.of(Reading(seen, kinds, colours, scenes.boxes))
+    read = scribe.of_likeliest(Reading(seen, kinds, colours, scenes.boxes))
     truth = scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
     assert torch.allclose(read, truth, atol=1e-5)
+
+
+def test_the_first_token_tells_the_background_and_how_many_objects(world: World) -> None:
+    fsq = FSQ(CONFIG["model"]["levels"])
+    scenes = world.sample(400, torch.Generator().manual_seed(4))
+    told = apart.first_token(scenes, fsq, world.variants)
+    assert int(told.max()) < fsq.vocab_size
+    grounds = scenes.background * world.variants + scenes.variant
+    digits = ((fsq.to_codes(told) + 1) / 2 * (torch.tensor(fsq.levels) - 1)).round().long()
+    assert torch.equal(digits[:, 2], scenes.counts - 1)
+    assert torch.equal(digits[:, 0] + 8 * digits[:, 1], grounds)
+    # A code that says it, in the middle of its bins, is not off.
+    middle = torch.atanh((digits + 0.5) / torch.tensor(fsq.levels) * 2 - 1)
+    trained = apart.Apart(CONFIG, "cpu", world)
+    assert trained.off(middle, told) < 1e-6 < 1e-2 < trained.off(middle.flip(0), told)
+
+
+def test_a_codebook_too_small_for_the_first_token_is_refused(world: World) -> None:
+    config = CONFIG | {"model": CONFIG["model"] | {"levels": [8, 6, 3]}}
+    with pytest.raises(InputError, match='A codebook of 144 is too small .* more "levels"'):
+        apart.Apart(config, "cpu", world)
 
 
 def test_a_model_for_another_world_is_refused(world: World) -> None:

@@ -19,6 +19,7 @@ from tests.verifiers.toy_clip import pictures, refused
 from tfgen.hub import WEIGHTS, read_json
 from tfgen.verifiers.clip import CONFIG_FILE, WEIGHTS_FILE, ClipVerifier, _create, _fill
 from tfgen.verifiers.sprites_clip import SpritesClip
+from tfgen.verifiers.sprites_tower import tell_timm
 
 PACKAGED = WEIGHTS / "sprites-clip"
 CONFIG = read_json(PACKAGED / CONFIG_FILE)
@@ -26,6 +27,7 @@ TEXTS = ["a red fox in snow", "two cats", "", "a duck above a bicycle on a pink 
 
 
 def by_open_clip(folder: Path) -> nn.Module:
+    tell_timm(read_json(folder / CONFIG_FILE)["model_cfg"]["vision_cfg"]["timm_model_name"])
     model = _create(f"local-dir:{folder}", load_weights=False)
     _fill(model, folder / WEIGHTS_FILE)
     return model.eval()

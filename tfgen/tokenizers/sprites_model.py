@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfgen.tokenizers.sprites_encoder import Encoder, residual
+from tfgen.tokenizers.sprites_encoder import Encoder
+from tfgen.tokenizers.sprites_reading import residual
 from tfgen.tokenizers.subpixel import conv_enlarged
 
 

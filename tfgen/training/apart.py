@@ -9,8 +9,9 @@ it. The renderer knows what a scene holds, so each part can learn its work witho
 1. painters: every kind of object in every colour, and every background, has a *description* in a
    table, learned along with the painters that paint them;
 2. codes: the encoder's scribe writes the code of the scene's ground truth, from whose prefixes the
-   trunk is to give descriptions and boxes. No picture is drawn, so a scene costs a thirtieth of
-   what it costs in tokenizer.py;
+   trunk is to give descriptions and boxes. The first token is given: it tells the background and
+   how many objects there are. No picture is drawn, so a scene costs a thirtieth of what it costs
+   in tokenizer.py;
 3. decoder: trunk and painters go on together, with these codes;
 4. encoder: it learns to read in pictures what the scribe was told.
 
@@ -19,6 +20,7 @@ The tables are dropped. Resumes from its checkpoints in the cache folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,12 @@ from torch import Tensor, nn
 
 from tfgen import hub
 from tfgen.errors import InputError
+from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.sprites_model import Painter, SpritesConfig, SpritesModel
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import TimeUp, Training, learning_rate
-from tfgen.training.grafts import Grafts, graft
+from tfgen.training.grafts import graft
 from tfgen.training.tokenizer import (
     HELD_OUT_SEED,
     TokenizerTrainer,
@@ -43,7 +46,7 @@ from tfgen.training.tokenizer import (
     export,
     sizes_in,
 )
-from tfgen.training.world import Scenes, World
+from tfgen.training.world import MAX_OBJECTS, Scenes, World
 
 PARTS = ("painters", "codes", "decoder", "encoder")
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -85,6 +88,23 @@ def unlike(painter: Painter, told: Tensor, true: Tensor) -> Tensor:
         return (off @ metric * off).sum(1).mean()
 
 
+def first_token(scenes: Scenes, fsq: FSQ, variants: int) -> Tensor:
+    """What the first token of scenes is to be, Int64[N]: which variant of which background it has
+    and how many objects, the digits of the number of objects being its own.
+
+    Raises InputError where the codebook is too small for that.
+    """
+    strides = [math.prod(fsq.levels[: i + 1]) for i in range(fsq.dim)]
+    stride = next((s for s in strides if s >= len(BACKGROUNDS) * variants), fsq.vocab_size)
+    if stride * MAX_OBJECTS > fsq.vocab_size:
+        raise InputError(
+            f"A codebook of {fsq.vocab_size} is too small for a first token that tells "
+            f"{len(BACKGROUNDS) * variants} backgrounds and {MAX_OBJECTS} numbers of objects: "
+            'give the config\'s "model" more "levels".'
+        )
+    return scenes.grounds(variants) + stride * (scenes.counts - 1)
+
+
 class Apart:
     """The tokenizer's trainer, and what stands in for one part where another learns."""
 
@@ -110,6 +130,7 @@ class Apart:
         self.scribe = self.model.encoder.scribe
         self.read_ground = nn.Linear(cfg.width, len(BACKGROUNDS) * variants).to(device)
         self.held_out = self.world.sample(512, torch.Generator().manual_seed(HELD_OUT_SEED))
+        first_token(self.held_out, trainer.fsq, variants)  # or it says that the codebook is small
 
     @property
     def model(self) -> SpritesModel:
@@ -187,12 +208,23 @@ class Apart:
         heads += [trainer.read_background, trainer.read_layout]
         return nn.ModuleList([self.scribe, *own, model.slot_blocks, *heads])
 
-    def write(self, scenes: Scenes, grafts: Grafts | None = None) -> Tensor:
-        """Codes of scenes, Float[N, T, d] on the grid."""
+    def said(self, scenes: Scenes) -> Tensor:
+        """The scribe's codes of scenes before they are quantised, Float[N, T, d]."""
         ground = scenes.grounds(self.world.variants)
         said = self.scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
-        codes = self.trainer.fsq.quantise(said)
-        return codes if grafts is None else grafts.codes(codes)
+        return said.unflatten(1, self.model.encoder.shape)
+
+    def write(self, scenes: Scenes) -> Tensor:
+        """Codes of scenes, Float[N, T, d] on the grid."""
+        return self.trainer.fsq.quantise(self.said(scenes))
+
+    def off(self, said: Tensor, tokens: Tensor) -> Tensor:
+        """How far unquantised codes Float[N, d] are from those of tokens Int64[N]: the mean square
+        of the distance to the middle of the digit's bin, in bins."""
+        fsq = self.trainer.fsq
+        levels = torch.tensor(fsq.levels, device=said.device)
+        middle = (fsq.to_codes(tokens) + 1) / 2 * (levels - 1) + 0.5
+        return ((torch.tanh(said.float()) + 1) / 2 * levels - middle).square().mean()
 
     def tell(
         self, n: int, generator: torch.Generator, paint: bool = False
@@ -205,7 +237,9 @@ class Apart:
         lengths = 1 + torch.multinomial(shares, n, True, generator=generator)
         grafts = graft(scenes, self.config["grafts"], generator)
         lengths = grafts.long_enough(lengths).to(self.device)
-        codes = self.write(scenes, grafts)
+        said = self.said(scenes)
+        codes = grafts.codes(trainer.fsq.quantise(said))
+        first = self.off(said[:, 0], first_token(scenes, trainer.fsq, self.world.variants))
         scenes = grafts.scenes(scenes)
         keep = torch.arange(self.cfg.num_tokens, device=self.device) < lengths[:, None]
         trunk = model.trunk(codes, keep)
@@ -221,6 +255,7 @@ class Apart:
             "told": 3 * unlike(model.object, slots, told),
             "box": 20 * (boxes - scenes.boxes).abs()[present].mean(),
             "present": F.binary_cross_entropy_with_logits(places[..., 0], present.float()),
+            "first": 2 * first,
         }
         attributes = trainer.said(trunk, slots, scenes)
         attributes["variant"] = F.cross_entropy(self.read_ground(trunk).float(), grounds)
@@ -228,7 +263,7 @@ class Apart:
             some = torch.randperm(len(slots), generator=generator)[: -(-n // 8)]
             canvases = model.canvases(slots[some])
             true = self._canvases(scenes.objects[present][some], scenes.colours[present][some])
-            few = slice(-(-n // 64))
+            few = slice(-(-n // 24))
             painted = torch.sigmoid(model.background(model.to_background(trunk[few])).float())
             shown = self.world.backgrounds(scenes[few], self.cfg.image_size)
             parts["canvas"] = 4 * canvas_loss(canvases, true)

@@ -26,6 +26,7 @@ from tfgen import hub
 from tfgen.hub import load_weights, read_safetensors
 from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.tokenizers.sprites_reading import Holds, Sight
 from tfgen.training.ahead import workers_beside
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import (
@@ -54,25 +55,28 @@ from tfgen.training.common import (
     load_config,
 )
 from tfgen.training.found import Found
+from tfgen.training.named import RENEWED, Named
 from tfgen.training.negatives import embed
-from tfgen.training.tokenizer import HELD_OUT_SEED
+from tfgen.training.tokenizer import HELD_OUT_SEED, misread
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
-from tfgen.verifiers.clip import WEIGHTS_FILE
+from tfgen.verifiers.clip import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.verifiers.contrast import ContrastWords
-from tfgen.verifiers.sprites_tower import TOWER, SpritesTower, tell_timm
+from tfgen.verifiers.sprites_tower import ReadingTower, SpritesTower, tell_timm, tower_name
 from tfgen.verifiers.words import START, WordTokenizer, plural
 
 CONTEXT_LENGTH = 24
+IMAGE = "visual."  # what the names of the image tower's weights begin with
 HELD_OUT = 200  # scenes that the model is measured on while it is trained
 
 
-def model_config(vocab_size: int, width: int) -> dict[str, Any]:
-    """The open_clip config of the verifier (the content of its open_clip_config.json)."""
+def model_config(vocab_size: int, width: int, holds: Holds | None = None) -> dict[str, Any]:
+    """The open_clip config of the verifier (the content of its open_clip_config.json); holds: what
+    it reads in pictures, None: it has the plain tower."""
     return {
         "model_cfg": {
             "embed_dim": 256,
             "vision_cfg": {
-                "timm_model_name": TOWER,
+                "timm_model_name": tower_name(holds),
                 "timm_model_pretrained": False,
                 "timm_pool": "",
                 "timm_proj": "",
@@ -134,21 +138,34 @@ def contrast_words(captioner: Captioner) -> dict[str, Any]:
 
 
 class ClipTrainer(nn.Module):
-    """The open_clip model, the attribute heads, and the loss."""
+    """The open_clip model, the attribute heads, and the loss.
 
-    def __init__(self, vocab_size: int, width: int, num_objects: int, head_weight: float):
+    named: with it pictures learn names, too, with a weight; holds: what a reading tower reads,
+    whose reader takes the place of the heads; None: the plain tower.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        num_objects: int,
+        head_weight: float,
+        named: tuple[Named, float] | None = None,
+        holds: Holds | None = None,
+    ):
         super().__init__()
-        self.model = create(vocab_size, width)
+        self.model = create(vocab_size, width, holds)
+        self.named, self.holds, self.head_weight = named, holds, head_weight
         features = SpritesTower.num_features
-        sizes = (
-            len(BACKGROUNDS),
-            len(LAYOUTS),
-            MAX_OBJECTS * num_objects,
-            MAX_OBJECTS * len(COLOURS),
-        )
-        self.sizes, self.head_weight = sizes, head_weight
         self.heads_alone = False  # see HEADS_ALONE
-        self.heads = nn.Linear(features, sum(sizes))
+        if holds is None:
+            self.sizes = (
+                len(BACKGROUNDS),
+                len(LAYOUTS),
+                MAX_OBJECTS * num_objects,
+                MAX_OBJECTS * len(COLOURS),
+            )
+            self.heads = nn.Linear(features, sum(self.sizes))
         # What a caption states: background, two kinds, relation, size, place.
         self.said_sizes = (len(BACKGROUNDS), num_objects, num_objects, len(RELATION_WORDS), 2, 2)
         self.said = nn.Linear(256, sum(self.said_sizes))
@@ -161,9 +178,15 @@ class ClipTrainer(nn.Module):
         # Caption i also fits picture j.
         clash = fits(batch.mentions, scenes).fill_diagonal_(False)
         shown = images if negatives is None else torch.cat([images, negatives])
-        shown = (shown * 2 - 1).contiguous(memory_format=torch.channels_last)
-        hidden = self.model.visual.trunk.forward_features(shown)
-        seen = F.normalize(self.model.visual.trunk.head(hidden).float(), dim=-1)
+        tower = self.model.visual.trunk
+        if batch.told:
+            ground = scenes.grounds(self._variants)
+            seen = tower.head.scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
+        else:
+            shown = (shown * 2 - 1).contiguous(memory_format=torch.channels_last)
+            sight = tower.forward_features(shown)
+            seen = tower.head(sight)
+        seen = F.normalize(seen.float(), dim=-1)
         with sdpa_kernel(SDPBackend.MATH):  # for 24 words the fused kernel's backward is slower
             spoken = self.model.encode_text(batch.text).float()
         text = F.normalize(spoken, dim=-1)
@@ -171,7 +194,7 @@ class ClipTrainer(nn.Module):
             logits = self.model.logit_scale.exp().clamp(max=80) * seen @ text.T  # [N+M, N+A+1]
         mask = F.pad(clash.T, (0, 1, 0, len(shown) - n))  # the empty caption clashes with nothing
         logits = logits.masked_fill(mask, -1e4)
-        index = torch.arange(n, device=images.device)
+        index = torch.arange(n, device=text.device)
         by_image = F.cross_entropy(logits[:n], index, reduction="none")
         by_text = F.cross_entropy(logits[:, :n].T, index, reduction="none")
         parts = {
@@ -183,15 +206,34 @@ class ClipTrainer(nn.Module):
             last = torch.full((len(negatives),), len(text) - 1, device=images.device)
             parts["nothing"] = F.cross_entropy(logits[n:], last)
             loss = loss + 0.5 * parts["nothing"]
+        if self.named is not None:
+            scale = self.model.logit_scale.exp().clamp(max=80)
+            named, weight = self.named
+            parts["named"] = named.loss(seen[:n], scale, scenes, weights)
+            loss = loss + weight * parts["named"]
         if self.head_weight:
             if self.heads_alone:
-                hidden, spoken = hidden.detach(), spoken.detach()
-            parts["heads"] = self._heads(hidden[:n].float(), scenes, weights)
+                spoken = spoken.detach()
             parts["said"] = self._said(spoken[:-1], batch.mentions)
-            loss = loss + self.head_weight * (parts["heads"] + parts["said"])
+            loss = loss + self.head_weight * parts["said"]
+        if self.head_weight and not batch.told:
+            parts["heads"] = self._heads(sight, scenes, weights)
+            loss = loss + self.head_weight * parts["heads"]
         return loss, parts
 
-    def _heads(self, hidden: Tensor, scenes: Scenes, weights: Tensor) -> Tensor:
+    @property
+    def _variants(self) -> int:
+        assert self.holds is not None
+        return self.holds.grounds // len(BACKGROUNDS)
+
+    def _heads(self, sight: Sight | Tensor, scenes: Scenes, weights: Tensor) -> Tensor:
+        """How wrong it is what the tower sees, in the first pictures, of these scenes."""
+        if isinstance(sight, Sight):
+            read = self.model.visual.trunk.head.reader(sight.first(len(weights)))
+            return sum(misread(read, scenes, self._variants, weights).values())
+        hidden = sight[: len(weights)].float()
+        if self.heads_alone:
+            hidden = hidden.detach()
         background, layout, objects, colours = self.heads(hidden).split(self.sizes, dim=1)
         present = scenes.objects >= 0
         each = weights[:, None].expand_as(present)[present]
@@ -225,12 +267,12 @@ class ClipTrainer(nn.Module):
         return loss
 
 
-def create(vocab_size: int, width: int) -> nn.Module:
+def create(vocab_size: int, width: int, holds: Holds | None = None) -> nn.Module:
     """A fresh open_clip CLIP of this config."""
     from open_clip.model import CLIP
 
-    tell_timm()
-    config = model_config(vocab_size, width)["model_cfg"]
+    tell_timm(tower_name(holds))
+    config = model_config(vocab_size, width, holds)["model_cfg"]
     return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
 
 
@@ -239,11 +281,14 @@ def copy_encoder(folder: Path, tower: SpritesTower) -> None:
     encoder = SpritesTokenizer.load(folder).model.encoder
     tower.convs.load_state_dict(encoder.convs.state_dict())
     tower.hidden.load_state_dict(encoder.head.state_dict())
+    if isinstance(tower, ReadingTower):
+        tower.head.reader.load_state_dict(encoder.reader.state_dict())
 
 
 def begin_with(model: nn.Module, words: WordTokenizer, name: str) -> None:
     """Give the model the weights of another verifier of the same sizes, and the words that both
-    know: a packaged one's name, or a folder. Raises InputError where the sizes differ."""
+    know: a packaged one's name, or a folder. Of one with another tower the text's alone. Raises
+    InputError where the sizes differ."""
     folder = hub.locate(name, "verifier")
     known = WordTokenizer.load(folder / "vocabulary.json")
     source = folder / WEIGHTS_FILE
@@ -254,7 +299,15 @@ def begin_with(model: nn.Module, words: WordTokenizer, name: str) -> None:
         both = [word for word in words.words if word in known.index]
         ours = [*range(START + 1), *(words.index[word] for word in both), words.end]
         table[ours] = theirs[[*range(START + 1), *(known.index[w] for w in both), known.end]]
-    load_weights(model, tensors | {"token_embedding.weight": table}, source)
+    tensors["token_embedding.weight"] = table
+    config = hub.read_json(folder / CONFIG_FILE)["model_cfg"]
+    if config["vision_cfg"]["timm_model_name"] != tower_name(
+        getattr(model.visual.trunk, "holds", None)
+    ):
+        own = model.state_dict()
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(IMAGE)}
+        tensors |= {k: v for k, v in own.items() if k.startswith(IMAGE)}
+    load_weights(model, tensors, source)
 
 
 @torch.no_grad()
@@ -341,7 +394,8 @@ def train(
 ) -> tuple[ClipTrainer, WordTokenizer]:
     """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights.
 
-    A config's "start", a verifier, has precedence over `tower`. found: pictures of the tokenizer,
+    `tower`, a tokenizer, whose encoder the image tower begins from, has precedence over a config's
+    "start" and `model`, verifiers. found: pictures of the tokenizer,
     of which each step has as many as the config's "found". deadline: see Training; raises TimeUp
     there.
     """
@@ -350,10 +404,15 @@ def train(
     words = WordTokenizer(captioner.vocabulary(), CONTEXT_LENGTH)
     contrast = ContrastWords(**contrast_words(captioner))
 
+    weight = config.get("named", 0.0)
+    named = (Named(captioner, words, device), weight) if weight else None
+    grounds = len(BACKGROUNDS) * world.variants
+    holds = Holds(MAX_OBJECTS, world.num_objects, len(COLOURS), grounds)
+
     def fresh() -> ClipTrainer:
-        trainer = ClipTrainer(
-            words.vocab_size, config["width"], world.num_objects, config["head_weight"]
-        )
+        sizes = words.vocab_size, config["width"], world.num_objects
+        reads = holds if config.get("reads") else None
+        trainer = ClipTrainer(*sizes, config["head_weight"], named, reads)
         return trainer.to(device).to(memory_format=torch.channels_last)
 
     trainer = fresh()
@@ -365,12 +424,11 @@ def train(
     if training.start == 0 and config.get("start"):
         begin_with(trainer.model, words, config["start"])
         training.forget_average()
-    elif training.start == 0 and tower is not None:
-        copy_encoder(tower, trainer.model.visual.trunk)
-        training.forget_average()
     if training.start == 0 and model is not None:
-        source = model / WEIGHTS_FILE
-        load_weights(trainer.model, unpack(read_safetensors(source)), source)
+        begin_with(trainer.model, words, str(model))
+        training.forget_average()
+    if training.start == 0 and tower is not None:
+        copy_encoder(tower, trainer.model.visual.trunk)
         training.forget_average()
     if training.start == 0 and begin is not None:
         load_checkpoint(begin, trainer, optimiser, training.ema)
@@ -389,6 +447,8 @@ def train(
     for step, batch in batches.each(training, training.last, workers_beside(device)):
         trainer.heads_alone = new_heads and step < HEADS_ALONE
         with batches.autocast():
+            if named is not None and (named[0].table is None or step % RENEWED == 0):
+                named[0].renew(trainer.model)
             loss, parts = trainer(batch)
         parts["scale"] = trainer.model.logit_scale.detach().exp()
         rate = learning_rate(step, config["steps"], config["peak_lr"], flat=config["flat"])
@@ -426,7 +486,7 @@ def export(
         "variants": variants,
     }
     for name, content in (
-        ("open_clip_config.json", model_config(words.vocab_size, width)),
+        (CONFIG_FILE, model_config(words.vocab_size, width, trainer.holds)),
         ("vocabulary.json", vocabulary),
         ("contrast.json", contrast_words(captioner)),
     ):

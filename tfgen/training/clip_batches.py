@@ -45,6 +45,8 @@ class Batch:
     pictures' captions, A others, and the empty one; mentions: what the first N + A state. decoded:
     Int64[D, T], tokens of some of the scenes, in place of whose pictures there are prefixes of
     these; rows: Int64[D], which scenes; without a tokenizer there are none. generator: the step's.
+    told: what the scenes hold is to be learned from, not what they look like: images are empty,
+    Float[N, 0, 0, 0].
     """
 
     images: Tensor
@@ -56,6 +58,7 @@ class Batch:
     negatives: Tensor | None = None
     decoded: Tensor | None = None
     rows: Tensor | None = None
+    told: bool = False
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Batches:
         """The steps, up to the one before `last`, each with its batch: the same for the same
         config, but for the negatives that were mined before. workers: see `ahead`."""
         for step, drawn in ahead(self._draw, steps, last, workers):
-            yield step, self._batch(drawn)
+            yield step, self._batch(drawn, step < self.config.get("told", 0))
 
     def _draw(self, step: int) -> Drawn:
         """What can be drawn ahead of time."""
@@ -123,25 +126,29 @@ class Batches:
         return Drawn(scenes.arrays(), captions, mentions.arrays(), *states)
 
     @torch.no_grad()
-    def _batch(self, drawn: Drawn) -> Batch:
+    def _batch(self, drawn: Drawn, told: bool) -> Batch:
         device, rng, generator = self.world.device, random.Random(), torch.Generator()
         rng.setstate(drawn.rng)
         generator.set_state(torch.from_numpy(drawn.generator))
         scenes, captions = Scenes.of_arrays(drawn.scenes).to(device), drawn.captions
         mentions = Mentions.of_arrays(drawn.mentions).to(device)
-        images = self.world.render(scenes).images
-        weights = torch.ones(len(scenes), device=device)
-        batch = Batch(images, scenes, weights, torch.empty(0), mentions, generator)
+        n = len(scenes)
+        images = torch.empty(n, 0, 0, 0, device=device)
+        if not told:
+            images = self.world.render(scenes).images
+        weights = torch.ones(n, device=device)
+        batch = Batch(images, scenes, weights, torch.empty(0), mentions, generator, told=told)
         with self.autocast():
-            if self._negatives is not None:
+            if self._negatives is not None and not told:
                 self._decode(batch)
-            if self._lessons is not None:
+            if self._lessons is not None and not told:
                 captions = captions + self._teach(batch, rng)
         text = self.words([*captions, NOTHING])
         forgotten = torch.rand(text.shape, generator=generator) < FORGOTTEN
         forgotten &= (text > 2) & (text != self.words.end)
         batch.text = text.masked_fill(forgotten, UNKNOWN).to(device)
-        batch.images = augment(batch.images, generator)
+        if not told:
+            batch.images = augment(batch.images, generator)
         return batch
 
     def _decode(self, batch: Batch) -> None:
@@ -184,7 +191,7 @@ class Batches:
     def mine(self, model: nn.Module, batch: Batch) -> None:
         """Search against the model under training for a caption of the batch, and look for chimeras
         that it mistakes for another: these are negatives of later batches."""
-        if self._negatives is None:
+        if self._negatives is None or batch.told:
             return
         generator = batch.generator
         with self.autocast():

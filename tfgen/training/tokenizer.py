@@ -29,6 +29,7 @@ from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.grid_model import GridModel
 from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, compose, paint, place
+from tfgen.tokenizers.sprites_reading import Reading, Sight
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import (
@@ -133,29 +134,49 @@ class TokenizerTrainer(nn.Module):
             "layout": F.cross_entropy(self.read_layout(trunk), scenes.layout),
         }
 
-    def seen(self, features: Tensor, scenes: Scenes) -> dict[str, Tensor]:
-        """What the encoder's features Float[N, features] say of the scenes, before the bottleneck,
+    def seen(self, sight: Sight, scenes: Scenes) -> dict[str, Tensor]:
+        """How wrong it is what is seen in pictures of the scenes, before the bottleneck,
         so that it learns to see at once: the parts of a loss."""
-        there = scenes.objects >= 0
         if self.cfg.scribe:
-            read = self.model.encoder.reader(features)
-            ground = scenes.grounds(self.cfg.grounds // len(BACKGROUNDS))
-            kinds = scenes.objects.where(there, self.cfg.kinds)
-            return {
-                "seen_object": F.cross_entropy(read.kinds.flatten(0, 1), kinds.flatten()),
-                "seen_colour": F.cross_entropy(read.colours[there], scenes.colours[there]),
-                "seen_box": 10 * F.l1_loss(read.boxes[there], scenes.boxes[there]),
-                "seen_ground": F.cross_entropy(read.ground, ground),
-            }
+            read = self.model.encoder.reader(sight)
+            return misread(read, scenes, self.cfg.grounds // len(BACKGROUNDS))
+        there = scenes.objects >= 0
 
         def per_slot(head: nn.Linear) -> Tensor:
-            return head(features).float().unflatten(1, (self.cfg.slots, -1))[there]
+            return head(sight.whole).float().unflatten(1, (self.cfg.slots, -1))[there]
 
         return {
             "seen_object": F.cross_entropy(per_slot(self.see_object), scenes.objects[there]),
             "seen_colour": F.cross_entropy(per_slot(self.see_colour), scenes.colours[there]),
             "seen_box": 10 * F.l1_loss(per_slot(self.see_box), scenes.boxes[there]),
         }
+
+
+def misread(
+    read: Reading, scenes: Scenes, variants: int, weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    """How far what was read in pictures of N scenes is from what they hold: the parts of a loss.
+
+    variants: of each background; weights: of the pictures, Float[N], by default all the same.
+    """
+    there = scenes.objects >= 0
+    kinds = scenes.objects.where(there, read.kinds.shape[-1] - 1)
+    each = torch.ones(len(kinds), device=kinds.device) if weights is None else weights
+    slots = each[:, None].expand_as(there)
+
+    def mean(losses: Tensor, share: Tensor) -> Tensor:
+        return (losses * share).sum() / share.sum()
+
+    def unlike(logits: Tensor, true: Tensor) -> Tensor:
+        return F.cross_entropy(logits, true, reduction="none")
+
+    off = (read.boxes - scenes.boxes).abs().mean(-1)
+    return {
+        "seen_object": mean(unlike(read.kinds.flatten(0, 1), kinds.flatten()), slots.flatten()),
+        "seen_colour": mean(unlike(read.colours[there], scenes.colours[there]), slots[there]),
+        "seen_box": 10 * mean(off[there], slots[there]),
+        "seen_ground": mean(unlike(read.ground, scenes.grounds(variants)), each),
+    }
 
 
 def canvas_loss(canvases: Tensor, true: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tfgen.hub import download, load_weights, read_json, read_safetensors
 from tfgen.verifiers.base import Target, Verifier
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.sprites_clip import SpritesClip
-from tfgen.verifiers.sprites_tower import tell_timm
+from tfgen.verifiers.sprites_tower import is_tower, tell_timm
 from tfgen.verifiers.words import WordTokenizer
 
 GENERAL_WORDS = Path(__file__).with_name("contrast_words.json")
@@ -141,6 +141,10 @@ class ClipVerifier(Verifier):
                 model = SpritesClip(config)
             load_weights(model, read_safetensors(weights), weights)
         else:
+            told = config["model_cfg"]
+            vision = told.get("vision_cfg") if isinstance(told, dict) else None
+            if isinstance(vision, dict) and is_tower(vision.get("timm_model_name")):
+                tell_timm(vision["timm_model_name"])
             model = _create(f"local-dir:{folder}", load_weights=False)
             _fill(model, weights)
         vocabulary, contrast = folder / "vocabulary.json", folder / "contrast.json"
@@ -388,7 +392,6 @@ def _create(name: str, **options: Any) -> nn.Module:
     """An open_clip model with random weights."""
     import open_clip
 
-    tell_timm()
     with _making(name), _no_warnings():
         return open_clip.create_model(
             name, pretrained_text=False, pretrained_image=False, **options

@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfgen.verifiers.sprites_tower import TOWER, SpritesTower
+from tfgen.verifiers.sprites_tower import is_tower, make_tower
 
 _VISION = {
-    "timm_model_name": TOWER,
     "timm_model_pretrained": False,
     "timm_pool": "",
     "timm_proj": "",
 }
 _CONFIG = {  # what a config has, and nothing else; all else is left to open_clip
     "model_cfg": {"embed_dim", "vision_cfg", "text_cfg"},
-    "vision_cfg": {*_VISION, "image_size"},
+    "vision_cfg": {*_VISION, "timm_model_name", "image_size"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers"},
     "preprocess_cfg": {"mean", "std", "interpolation", "resize_mode"},
 }
@@ -41,7 +40,7 @@ class SpritesClip(nn.Module):
         model, text = config["model_cfg"], config["model_cfg"]["text_cfg"]
         width, size = text["width"], model["vision_cfg"]["image_size"]
         self.context_length, self.vocab_size = text["context_length"], text["vocab_size"]
-        self.visual = _Visual(model["embed_dim"])
+        self.visual = _Visual(model["vision_cfg"]["timm_model_name"], model["embed_dim"])
         self.visual.preprocess_cfg = {
             "size": (size, size),
             "mode": "RGB",
@@ -68,7 +67,9 @@ class SpritesClip(nn.Module):
         if isinstance(model, Mapping):
             parts |= {name: model.get(name) for name in ("vision_cfg", "text_cfg")}
         sound = all(isinstance(p, Mapping) and set(p) == _CONFIG[n] for n, p in parts.items())
-        return sound and all(model["vision_cfg"][key] == value for key, value in _VISION.items())
+        vision = model["vision_cfg"] if sound else {}
+        plain = sound and all(vision[key] == value for key, value in _VISION.items())
+        return plain and is_tower(vision["timm_model_name"])
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised pictures Float[N, 3, S, S] -> Float[N, embed_dim]."""
@@ -89,9 +90,9 @@ class _Visual(nn.Module):
 
     preprocess_cfg: dict[str, Any]
 
-    def __init__(self, embed_dim: int):
+    def __init__(self, tower: str, embed_dim: int):
         super().__init__()
-        self.trunk = SpritesTower(embed_dim)
+        self.trunk = make_tower(tower, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.trunk(images)
