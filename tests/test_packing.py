@@ -16,6 +16,18 @@ def test_large_matrices_become_int8_and_come_back_within_half_a_step():
     assert ((unpack(packed)["weight"] - weight).abs() <= 0.501 * step).all()
 
 
+def test_filters_of_large_convolutions_have_a_scale_each() -> None:
+    torch.manual_seed(0)
+    weight = (
+        torch.randn(LARGE // 90, 10, 3, 3) * torch.logspace(-3, 1, LARGE // 90)[:, None, None, None]
+    )
+    weight = torch.cat([weight, weight[:1]])
+    packed = pack({"w": weight})
+    assert packed["w"].dtype == torch.int8 and packed["w"].shape == weight.shape
+    step = weight.abs().amax((1, 2, 3), keepdim=True) / 127
+    assert ((unpack(packed)["w"] - weight).abs() <= 0.501 * step).all()
+
+
 def test_small_tensors_are_float16_and_whole_numbers_stay():
     packed = pack({"bias": torch.linspace(-1, 1, 7), "steps": torch.tensor([3])})
     assert packed["bias"].dtype == torch.float16

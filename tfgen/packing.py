@@ -1,6 +1,7 @@
 """How weights are stored small: float16, and large matrices as int8 with one scale a row.
 
-A row of a matrix is rounded to 255 steps between minus and plus its largest weight. Networks are
+A row of a matrix, or a filter of a convolution, is rounded to 255 steps between minus and plus its
+largest weight. Networks are
 unpacked to float32 when they are loaded, so packing costs bytes in the file only and no time.
 """
 
@@ -10,20 +11,22 @@ import torch
 from torch import Tensor
 
 LARGE = 200_000
-"""Matrices of at least this many weights are stored as int8, unless another size is named."""
+"""Matrices and convolutions of at least this many weights are stored as int8, unless another size
+is named."""
 
 SCALE = ".int8_scale"
 
 
 def pack(tensors: dict[str, Tensor], large: int = LARGE) -> dict[str, Tensor]:
-    """Weights as they are stored: matrices of `large` weights or more int8, with their scales
-    Float32[rows, 1] under the name + SCALE; other floating-point tensors float16; whatever else as
-    it is."""
+    """Weights as they are stored: matrices and convolutions of `large` weights or more int8, with
+    their scales Float32[rows, 1, ..] under the name + SCALE; other floating-point tensors float16;
+    whatever else as it is."""
     packed = {}
     for name, value in tensors.items():
         value = value.detach().cpu()
-        if value.is_floating_point() and value.ndim == 2 and value.numel() >= large:
-            scale = value.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        if value.is_floating_point() and value.ndim >= 2 and value.numel() >= large:
+            largest = value.float().abs().amax(dim=tuple(range(1, value.ndim)), keepdim=True)
+            scale = largest.clamp(min=1e-12) / 127
             packed[name] = (value / scale).round().to(torch.int8)
             packed[name + SCALE] = scale
         else:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from tests.toy_world import apart as difference
 from tests.toy_world import make_world, tokenizer_model, weights, write_verifier
 from tests.verifiers.toy_clip import pictures
+from tfgen.hub import read_safetensors
+from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel
 from tfgen.tokenizers.sprites_reading import Holds
@@ -23,7 +25,7 @@ from tfgen.training.colours import COLOURS
 from tfgen.training.named import Named
 from tfgen.training.tokenizer import export_networks
 from tfgen.training.world import Scenes, World
-from tfgen.verifiers.clip import ClipVerifier
+from tfgen.verifiers.clip import WEIGHTS_FILE, ClipVerifier
 from tfgen.verifiers.sprites_clip import SpritesClip
 from tfgen.verifiers.sprites_tower import ReadingTower
 from tfgen.verifiers.words import WordTokenizer
@@ -108,7 +110,10 @@ def test_its_files_are_loaded_with_and_without_open_clip(world: World, tmp_path:
     mine = ClipVerifier.load(folder).model
     assert isinstance(mine, SpritesClip) and isinstance(mine.visual.trunk, ReadingTower)
     assert mine.visual.trunk.holds == (4, world.num_objects, len(COLOURS), 2 * len(BACKGROUNDS))
-    theirs = create_model(f"local-dir:{folder}").eval()
+    theirs = create_model(f"local-dir:{folder}", load_weights=False).eval()
+    packed = read_safetensors(folder / WEIGHTS_FILE)
+    assert packed["visual.trunk.hidden.0.weight"].dtype == torch.int8
+    theirs.load_state_dict(unpack(packed))
     shown = pictures(3, 64) * 2 - 1
     with torch.inference_mode():
         embedded = mine.encode_image(shown)

@@ -68,13 +68,33 @@ class Sight(NamedTuple):
         return Sight(self.whole[:n], self.places[:n])
 
 
+class Deeper(nn.Module):
+    """Maps Float[N, C, h, w] -> the same with what two more convolutions see."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
 class Reader(nn.Module):
     """What is seen -> what is read in it. It finds objects in the whole, then looks closely where
-    they are. Whatever slot an object stands in, the same network tells what it is, so that a kind
-    has to be learned once.
+    they are, and once more where it then finds them to be. Whatever slot an object stands in, the
+    same network tells what it is, so that a kind has to be learned once.
 
     features, channels: of a `Sight`.
     """
+
+    looks = 2
 
     def __init__(self, holds: Holds, features: int, channels: int, width: int = 128):
         super().__init__()
@@ -83,25 +103,29 @@ class Reader(nn.Module):
         self.to_slots = nn.Linear(features, holds.slots * width)
         self.block = residual(width, 4 * width)
         self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.split)))
+        self.deeper = nn.Sequential(Deeper(channels), Deeper(channels))
         self.look = nn.Linear(9 * channels, 2 * width)
         self.tell_more = nn.Sequential(
             nn.LayerNorm(3 * width),
             nn.Linear(3 * width, 2 * width),
             nn.SiLU(),
-            nn.Linear(2 * width, sum(self.split[:2])),
+            nn.Linear(2 * width, sum(self.split)),
         )
-        for parameter in self.tell_more[-1].parameters():
+        for parameter in self.tell_more[-1].parameters():  # at first it is told by the whole alone
             nn.init.zeros_(parameter)
 
     def forward(self, sight: Sight) -> Reading:
         slots = self.to_slots(sight.whole).unflatten(1, (self.slots, -1))
         slots = slots + self.block(slots)
-        told = self.tell(slots).float()
-        boxes = told[..., -3:]
-        near = self.look(closely(sight.places, boxes.detach()))
-        more = self.tell_more(torch.cat([slots, near.to(slots.dtype)], -1)).float()
-        kinds, colours = (told[..., :-3] + more).split(self.split[:2], -1)
-        return Reading(self.ground(sight.whole).float(), kinds, colours, boxes)
+        first_kinds, first_colours, boxes = self.tell(slots).float().split(self.split, -1)
+        places = self.deeper(sight.places)
+        for _ in range(self.looks):
+            near = self.look(closely(places, boxes.detach()))
+            more = self.tell_more(torch.cat([slots, near.to(slots.dtype)], -1)).float()
+            kinds, colours, off = more.split(self.split, -1)
+            boxes = boxes + off * boxes[..., 2:].detach()
+        ground = self.ground(sight.whole).float()
+        return Reading(ground, first_kinds + kinds, first_colours + colours, boxes)
 
 
 def closely(places: Tensor, boxes: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfgen import hub
 from tfgen.hub import load_weights, read_safetensors
-from tfgen.packing import unpack
+from tfgen.packing import pack, unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_reading import Holds, Sight
 from tfgen.training.ahead import workers_beside
@@ -467,11 +467,14 @@ def train(
 def export(
     trainer: ClipTrainer, words: WordTokenizer, captioner: Captioner, width: int, folder: Path
 ) -> None:
-    """Write the verifier as open_clip reads it, in float16, with its vocabulary and words."""
+    """Write the verifier as open_clip reads it, in float16, with its vocabulary and words. One that
+    reads scenes is packed: open_clip needs its weights unpacked."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half().contiguous() for k, v in trainer.model.state_dict().items()}
+    if trainer.holds is not None:
+        state = pack(trainer.model.state_dict())
     save_file(state, folder / WEIGHTS_FILE)
     # Plurals of synonyms are in no caption; those of one word are read as the object's own plural.
     variants = {

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.hub import download, load_weights, read_json, read_safetensors
+from tfgen.packing import unpack
 from tfgen.verifiers.base import Target, Verifier
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.sprites_clip import SpritesClip
@@ -139,7 +140,7 @@ class ClipVerifier(Verifier):
         if SpritesClip.is_of(config):
             with _making(f"local-dir:{folder}"):
                 model = SpritesClip(config)
-            load_weights(model, read_safetensors(weights), weights)
+            load_weights(model, unpack(read_safetensors(weights)), weights)
         else:
             told = config["model_cfg"]
             vision = told.get("vision_cfg") if isinstance(told, dict) else None
