@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGE = 200_000
+LARGE = 60_000
 """Matrices and convolutions of at least this many weights are stored as int8, unless another size
 is named."""
 

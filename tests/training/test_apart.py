@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.toy_world import SIZES, make_world, weights
+from tests.toy_world import SIZES, SPECS, make_world, shapes, weights
 from tests.toy_world import apart as difference
 from tfgen.errors import InputError
 from tfgen.tokenizers.fsq import FSQ
@@ -21,6 +21,7 @@ from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import TimeUp, load_config
 from tfgen.training.world import World
+from tfgen.training.writing import tokens_of
 
 PARTS = apart.PARTS
 PART = {"steps": 40, "batch": 8, "peak_lr": 0.05}
@@ -149,7 +150,7 @@ def test_what_is_read_for_sure_is_written_as_the_truth_is(world: World) -> None:
     )
     ground = scenes.background * world.variants + scenes.variant
     seen = 9.0 * F.one_hot(ground, len(BACKGROUNDS) * world.variants)
-    read = scribe.of_likeliest(Reading(seen, kinds, colours, scenes.boxes))
+    read = scribe.of_likeliest(Reading(seen, kinds, colours, scenes.boxes[None]))
     truth = scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
     assert torch.allclose(read, truth, atol=1e-5)
 
@@ -173,6 +174,20 @@ def test_a_codebook_too_small_for_the_first_token_is_refused(world: World) -> No
     config = CONFIG | {"model": CONFIG["model"] | {"levels": [8, 6, 3]}}
     with pytest.raises(InputError, match='A codebook of 144 is too small .* more "levels"'):
         apart.Apart(config, "cpu", world)
+
+
+def test_scenes_are_written_as_the_scribe_is_told_them_in_its_own_world_alone(world: World) -> None:
+    trained = apart.Apart(CONFIG, "cpu", world)
+    tokenizer = SpritesTokenizer(trained.model)
+    scenes = world.sample(9, torch.Generator().manual_seed(5))
+    written = tokens_of(tokenizer, world, scenes)
+    assert torch.equal(written, tokenizer.fsq.to_tokens(trained.write(scenes)))
+    read = tokenizer.encode(world.render(scenes, 32).images)
+    assert not torch.equal(written, read)  # the encoder has learned nothing
+    other = World(sizes=(32,), variants=3, sprites=shapes(), specs=SPECS)
+    scenes = other.sample(9, torch.Generator().manual_seed(5))
+    read = tokenizer.encode(other.render(scenes, 32).images)
+    assert torch.equal(tokens_of(tokenizer, other, scenes), read)
 
 
 def test_a_model_for_another_world_is_refused(world: World) -> None:

@@ -117,14 +117,16 @@ class Bank:
         path: str | Path,
         *,
         source: Mapping[str, Any],
+        tokens: Callable[[int], Tensor] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Bank:
         """Encode and embed pictures, and write the bank to `path`.
 
         pictures: the number of a part, from 0, to its pictures, Float[n, 3, H, W] in [0, 1], n from
-        0. source: what they are, as JSON; it goes into the file. progress: called with the parts
-        done and all parts. May be stopped at any moment and called again with the same source: it
-        goes on where it was.
+        0. source: what they are, as JSON; it goes into the file. tokens: the number of a part to
+        its pictures' tokens, Int64[n, T], if they are known without encoding the pictures.
+        progress: called with the parts done and all parts. May be stopped at any moment and called
+        again with the same source: it goes on where it was.
 
         Raises InputError where there are fewer than two pictures in all.
         """
@@ -135,7 +137,8 @@ class Bank:
         for index in range(parts):
             table = saved.load(index)
             if table is None:
-                table = _encode(pictures(index), tokenizer, verifier)
+                known = tokens(index) if tokens else None
+                table = _encode(pictures(index), known, tokenizer, verifier)
                 saved.save(index, table)
             tables.append(table)
             if progress:
@@ -159,13 +162,17 @@ class Bank:
 
 
 @torch.inference_mode()
-def _encode(images: Tensor, tokenizer: Tokenizer, verifier: Verifier) -> dict[str, Tensor]:
+def _encode(
+    images: Tensor, tokens: Tensor | None, tokenizer: Tokenizer, verifier: Verifier
+) -> dict[str, Tensor]:
     if not len(images):
         return {"tokens": torch.zeros(0, 0, dtype=torch.int16), "embeddings": torch.zeros(0, 0)}
     images = images.to(tokenizer.device)
     kind = torch.int16 if tokenizer.vocab_size <= 2**15 else torch.int32
+    if tokens is None:
+        tokens = tokenizer.encode(images)
     return {
-        "tokens": tokenizer.encode(images).to("cpu", kind),
+        "tokens": tokens.to("cpu", kind),
         "embeddings": verifier.embed(images).half().cpu(),
     }
 

@@ -23,9 +23,10 @@ def norm_act(channels: int) -> nn.Sequential:
 
 def look(convs: nn.Sequential, head: nn.Module, images: Tensor) -> Sight:
     """What is seen in normalised pictures Float[N, 3, H, W] by convolutions, each followed by its
-    norm: of the whole after the last, at each place before it."""
-    places = convs[:-2](images)
-    return Sight(head(convs[-2:](places).flatten(1)), places)
+    norm: of the whole after the last, at each place before the last two halvings, which are the
+    last three convolutions."""
+    places = convs[:-6](images)
+    return Sight(head(convs[-6:](places).flatten(1)), places)
 
 
 class Encoder(nn.Module):
@@ -53,7 +54,7 @@ class Encoder(nn.Module):
         self.cfg, self.shape = cfg, (cfg.num_tokens, len(cfg.levels))
         if cfg.scribe:
             holds = Holds(cfg.slots, cfg.kinds, cfg.colours, cfg.grounds)
-            self.reader = Reader(holds, self.features, cfg.encoder_widths[-2])
+            self.reader = Reader(holds, self.features, cfg.encoder_widths[-3])
             self.scribe = Scribe(holds, cfg.scribe, cfg.num_tokens * len(cfg.levels))
         else:
             self.to_codes = nn.Linear(self.features, cfg.num_tokens * len(cfg.levels))

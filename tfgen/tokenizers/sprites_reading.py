@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+POINTS = 5
+"""An object is looked at at so many points a side."""
+
 
 class Holds(NamedTuple):
     """What a scene can hold: so many objects at most, of so many kinds, in so many colours, before
@@ -29,14 +32,19 @@ class Reading(NamedTuple):
     """What can be read in N pictures, as logits.
 
     ground: Float[N, grounds]; kinds: Float[N, slots, kinds + 1], the last: nothing; colours:
-    Float[N, slots, colours]; boxes: Float[N, slots, 3], centre and size in fractions of the
-    picture, no logits.
+    Float[N, slots, colours]; tries: Float[tries, N, slots, 3], where they were thought to be after
+    each look, centre and size in fractions of the picture, no logits.
     """
 
     ground: Tensor
     kinds: Tensor
     colours: Tensor
-    boxes: Tensor
+    tries: Tensor
+
+    @property
+    def boxes(self) -> Tensor:
+        """Where they are, Float[N, slots, 3]: the last try."""
+        return self.tries[-1]
 
 
 def residual(width: int, hidden: int) -> nn.Sequential:
@@ -87,53 +95,47 @@ class Deeper(nn.Module):
 
 
 class Reader(nn.Module):
-    """What is seen -> what is read in it. It finds objects in the whole, then looks closely where
-    they are, and once more where it then finds them to be. Whatever slot an object stands in, the
-    same network tells what it is, so that a kind has to be learned once.
+    """What is seen -> what is read in it. In the whole it finds where objects are; what they are it
+    tells from a close look there, and one more where it then finds them to be. So a kind has to be
+    learned once, and not for every place.
 
     features, channels: of a `Sight`.
     """
 
     looks = 2
 
-    def __init__(self, holds: Holds, features: int, channels: int, width: int = 128):
+    def __init__(self, holds: Holds, features: int, channels: int, width: int = 256):
         super().__init__()
-        self.slots, self.split = holds.slots, (holds.kinds + 1, holds.colours, 3)
+        self.slots, self.split = holds.slots, (holds.kinds, holds.colours, 3)
         self.ground = nn.Linear(features, holds.grounds)
-        self.to_slots = nn.Linear(features, holds.slots * width)
-        self.block = residual(width, 4 * width)
-        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.split)))
-        self.deeper = nn.Sequential(Deeper(channels), Deeper(channels))
-        self.look = nn.Linear(9 * channels, 2 * width)
-        self.tell_more = nn.Sequential(
-            nn.LayerNorm(3 * width),
-            nn.Linear(3 * width, 2 * width),
-            nn.SiLU(),
-            nn.Linear(2 * width, sum(self.split)),
+        self.find = nn.Sequential(
+            nn.Linear(features, width), nn.SiLU(), nn.Linear(width, holds.slots * 4)
         )
-        for parameter in self.tell_more[-1].parameters():  # at first it is told by the whole alone
-            nn.init.zeros_(parameter)
+        self.deeper = nn.Sequential(Deeper(channels), Deeper(channels))
+        self.look = nn.Sequential(
+            nn.Linear(POINTS**2 * channels, width), nn.LayerNorm(width), nn.SiLU()
+        )
+        self.tell = nn.Linear(width, sum(self.split))
 
     def forward(self, sight: Sight) -> Reading:
-        slots = self.to_slots(sight.whole).unflatten(1, (self.slots, -1))
-        slots = slots + self.block(slots)
-        first_kinds, first_colours, boxes = self.tell(slots).float().split(self.split, -1)
-        places = self.deeper(sight.places)
+        found = self.find(sight.whole).float().unflatten(1, (self.slots, 4))
+        nothing, boxes = found[..., :1], found[..., 1:]
+        places, tries = self.deeper(sight.places), [boxes]
         for _ in range(self.looks):
             near = self.look(closely(places, boxes.detach()))
-            more = self.tell_more(torch.cat([slots, near.to(slots.dtype)], -1)).float()
-            kinds, colours, off = more.split(self.split, -1)
-            boxes = boxes + off * boxes[..., 2:].detach()
+            kinds, colours, off = self.tell(near).float().split(self.split, -1)
+            boxes = boxes + off * boxes[..., 2:].detach().clamp(0.1, 1.0)
+            tries.append(boxes)
         ground = self.ground(sight.whole).float()
-        return Reading(ground, first_kinds + kinds, first_colours + colours, boxes)
+        return Reading(ground, torch.cat([kinds, nothing], -1), colours, torch.stack(tries))
 
 
 def closely(places: Tensor, boxes: Tensor) -> Tensor:
-    """What is seen at 3 x 3 points of each box: places Float[N, C, h, w], boxes Float[N, slots, 3]
-    (see `Reading`) -> Float32[N, slots, 9 C]."""
-    step = torch.tensor([-1.0, 0.0, 1.0], device=boxes.device)
-    offsets = torch.stack(torch.meshgrid(step, step, indexing="xy"), -1).reshape(9, 2)
-    points = boxes[:, :, None, :2] + offsets * boxes[:, :, None, 2:] / 3  # [N, slots, 9, 2]
+    """What is seen at POINTS x POINTS points of each box: places Float[N, C, h, w], boxes
+    Float[N, slots, 3] (see `Reading`) -> Float32[N, slots, POINTS^2 C]."""
+    step = (torch.arange(POINTS, device=boxes.device) + 0.5) / POINTS - 0.5
+    offsets = torch.stack(torch.meshgrid(step, step, indexing="xy"), -1).flatten(0, 1)
+    points = boxes[:, :, None, :2] + offsets * boxes[:, :, None, 2:]  # [N, slots, POINTS^2, 2]
     with torch.autocast(places.device.type, enabled=False):
         seen = F.grid_sample(places.float(), 2 * points - 1, align_corners=False)
     return seen.permute(0, 2, 3, 1).flatten(2)

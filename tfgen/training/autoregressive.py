@@ -32,6 +32,7 @@ from tfgen.training.common import (
 )
 from tfgen.training.tokenizer import HELD_OUT_SEED
 from tfgen.training.world import World
+from tfgen.training.writing import tokens_of
 from tfgen.verifiers.words import PAD, START, UNKNOWN, WordTokenizer
 
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -50,8 +51,7 @@ def batch(
     scenes = world.sample(n, torch.Generator().manual_seed(seed))
     captions, _ = captioner.write(scenes, random.Random(seed))
     text = words(captions)
-    with torch.no_grad():
-        tokens = tokenizer.encode(world.render(scenes, tokenizer.image_size).images)
+    tokens = tokens_of(tokenizer, world, scenes)
     return text[:, : int((text != PAD).sum(1).max())].to(tokens.device), tokens
 
 

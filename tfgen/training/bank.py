@@ -20,6 +20,7 @@ from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training.common import world_arguments
 from tfgen.training.world import Scenes, World
+from tfgen.training.writing import has_scribe, tokens_of
 from tfgen.verifiers.clip import ClipVerifier
 
 SEED = 8
@@ -74,11 +75,17 @@ def build(
     def pictures(part: int) -> Tensor:
         return world.render(scenes_of(world, part), tokenizer.image_size).images
 
+    def tokens(part: int) -> Tensor:
+        return tokens_of(tokenizer, world, scenes_of(world, part))
+
     parts = -(-scenes // BATCH)
     source = {"world": tier, "seed": SEED, "scenes": parts * BATCH, "pairs": world.pairs}
     if world.free:
         source["free"] = world.free
-    return Bank.build(pictures, parts, tokenizer, verifier, path, source=source, progress=progress)
+    known = tokens if has_scribe(tokenizer, world) else None
+    return Bank.build(
+        pictures, parts, tokenizer, verifier, path, source=source, tokens=known, progress=progress
+    )
 
 
 def scenes_of(world: World, part: int, seed: int = SEED) -> Scenes:

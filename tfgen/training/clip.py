@@ -59,6 +59,7 @@ from tfgen.training.named import RENEWED, Named
 from tfgen.training.negatives import embed
 from tfgen.training.tokenizer import HELD_OUT_SEED, misread
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
+from tfgen.training.writing import tokens_of
 from tfgen.verifiers.clip import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.sprites_tower import ReadingTower, SpritesTower, tell_timm, tower_name
@@ -439,7 +440,7 @@ def train(
     held_captions, _ = captioner.write(held_out, random.Random(HELD_OUT_SEED), EVERYTHING)
     held_images = {"clean": world.render(held_out).images}
     if tokenizer is not None:
-        codes = tokenizer.encode(held_images["clean"])
+        codes = tokens_of(tokenizer, world, held_out)
         held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
 
     batches = Batches(world, captioner, words, config, tokenizer, found)

@@ -26,6 +26,7 @@ from tfgen.training.negatives import (
 )
 from tfgen.training.reading import Reader
 from tfgen.training.world import Scenes, World
+from tfgen.training.writing import tokens_of
 from tfgen.verifiers.words import UNKNOWN, WordTokenizer
 
 NOTHING = ""
@@ -156,7 +157,7 @@ class Batches:
         config, decoder, size = self.config, self.tokenizer, len(batch.images)
         generator = batch.generator
         rows = torch.randperm(size, generator=generator)[: int(size * config["decoded_share"])]
-        true = decoder.encode(batch.images[rows])
+        true = tokens_of(decoder, self.world, batch.scenes[rows.to(self.world.device)])
         lengths = torch.randint(2, decoder.num_tokens + 1, (len(rows),), generator=generator)
         early = torch.rand(len(rows), generator=generator) < 0.5
         lengths = torch.where(early, lengths.clamp(max=8), lengths)

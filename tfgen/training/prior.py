@@ -22,6 +22,7 @@ from tfgen.tables import Parts
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.training.common import world_arguments
 from tfgen.training.world import World
+from tfgen.training.writing import tokens_of
 
 SEED = 4
 BATCH = 100  # scenes encoded at a time
@@ -68,8 +69,7 @@ def encode(world: World, tokenizer: Tokenizer, scenes: int, batch: int) -> Tenso
     """Tokens Int64[<= BATCH, T], on the CPU, of a batch of the scenes."""
     generator = torch.Generator().manual_seed(SEED * 1_000_003 + batch)
     part = world.sample(min(BATCH, scenes - batch * BATCH), generator)
-    with torch.no_grad():
-        return tokenizer.encode(world.render(part, tokenizer.image_size).images).cpu()
+    return tokens_of(tokenizer, world, part).cpu()
 
 
 def main() -> None:

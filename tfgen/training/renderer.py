@@ -26,6 +26,7 @@ from tfgen.training.common import (
     load_config,
 )
 from tfgen.training.world import World
+from tfgen.training.writing import tokens_of
 
 
 def main() -> None:
@@ -72,7 +73,7 @@ def train(
         few = torch.arange(len(scenes)) < config["backgrounds"]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"]):
             with torch.no_grad():
-                codes = tokenizer.fsq.to_codes(tokenizer.encode(world.render(scenes).images))
+                codes = tokenizer.fsq.to_codes(tokens_of(tokenizer, world, scenes))
                 keep = torch.arange(cfg.num_tokens) < lengths[:, None]
                 layered, trunk = model.layers(codes, keep.to(device))
             background = renderer.paint_background(model, trunk[few])

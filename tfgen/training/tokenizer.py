@@ -170,7 +170,7 @@ def misread(
     def unlike(logits: Tensor, true: Tensor) -> Tensor:
         return F.cross_entropy(logits, true, reduction="none")
 
-    off = (read.boxes - scenes.boxes).abs().mean(-1)
+    off = (read.tries - scenes.boxes).abs().mean((0, -1))
     return {
         "seen_object": mean(unlike(read.kinds.flatten(0, 1), kinds.flatten()), slots.flatten()),
         "seen_colour": mean(unlike(read.colours[there], scenes.colours[there]), slots[there]),

@@ -60,7 +60,7 @@ class ReadingTower(SpritesTower):
     def __init__(self, num_classes: int, holds: Holds, width: int = 512):
         super().__init__(num_classes)
         self.holds = holds
-        sizes = self.num_features, self.plan[-2][0]
+        sizes = self.num_features, self.plan[-4][0]
         self.head = ReadingHead(*sizes, num_classes, holds, width)
 
     def forward_features(self, x: Tensor) -> Sight:
