@@ -55,3 +55,9 @@ def test_what_is_large_can_be_said() -> None:
     packed = pack(weights, large=200)
     assert packed["w"].dtype == torch.int8
     torch.testing.assert_close(unpack(packed)["w"], weights["w"], atol=0.02, rtol=0)
+
+
+def test_what_is_to_be_kept_is_not_rounded() -> None:
+    weights = {name: torch.randn(20, 10) for name in ("a", "b")}
+    packed = pack(weights, large=200, keep=["b"])
+    assert (packed["a"].dtype, packed["b"].dtype) == (torch.int8, torch.float16)

@@ -7,6 +7,8 @@ unpacked to float32 when they are loaded, so packing costs bytes in the file onl
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,21 @@ is named."""
 SCALE = ".int8_scale"
 
 
-def pack(tensors: dict[str, Tensor], large: int = LARGE) -> dict[str, Tensor]:
+def pack(
+    tensors: dict[str, Tensor], large: int = LARGE, keep: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Weights as they are stored: matrices and convolutions of `large` weights or more int8, with
     their scales Float32[rows, 1, ..] under the name + SCALE; other floating-point tensors float16;
-    whatever else as it is."""
+    whatever else as it is. keep: names of weights that stay float16, however large."""
     packed = {}
     for name, value in tensors.items():
         value = value.detach().cpu()
-        if value.is_floating_point() and value.ndim >= 2 and value.numel() >= large:
+        if (
+            value.is_floating_point()
+            and value.ndim >= 2
+            and value.numel() >= large
+            and name not in keep
+        ):
             largest = value.float().abs().amax(dim=tuple(range(1, value.ndim)), keepdim=True)
             scale = largest.clamp(min=1e-12) / 127
             packed[name] = (value / scale).round().to(torch.int8)
