@@ -150,11 +150,11 @@ def scenes_of(world: World, objects: list[list[int]], colours: list[list[int]]) 
 def test_a_picture_is_to_be_like_the_names_of_its_objects(world: World) -> None:
     captioner = Captioner(world.specs)
     words = WordTokenizer(captioner.vocabulary(), clip.CONTEXT_LENGTH)
-    named = Named(captioner, words, "cpu")
     n, c = world.num_objects, len(COLOURS)
+    named = Named(captioner, words, n * c)
     assert len(named.text) == n * c
     # Every name has an axis of its own.
-    named.table = torch.eye(n * c)
+    named.table.copy_(torch.eye(n * c))
     red = COLOURS.index("red")
     scenes = scenes_of(
         world, [[0, 1, -1, -1], [1, 1, -1, -1], [2, -1, -1, -1]], [[red, 0, 0, 0]] * 3
@@ -162,31 +162,31 @@ def test_a_picture_is_to_be_like_the_names_of_its_objects(world: World) -> None:
     right = F.one_hot(torch.tensor([0 * c + red, 1 * c + red, 2 * c + red]), n * c).float()
     right[0, 1 * c] = 1  # the second object in its own colour
     scale, ones = torch.tensor(20.0), torch.ones(3)
-    assert named.loss(right, scale, scenes, ones) < 1e-3
+    assert named(right, scale, scenes, ones) < 1e-3
     wrong = right.clone()
     wrong[2] = F.one_hot(torch.tensor(3 * c + red), n * c)
-    assert named.loss(wrong, scale, scenes, ones) > 5
+    assert named(wrong, scale, scenes, ones) > 5
     # Two of a kind have no name in the singular, so nothing is asked of the second picture.
     wrong = right.clone()
     wrong[1] = F.one_hot(torch.tensor(0), n * c)
-    assert named.loss(wrong, scale, scenes, ones) < 1e-3
+    assert named(wrong, scale, scenes, ones) < 1e-3
     # Weights count, and what has none does not.
     wrong[2] = F.one_hot(torch.tensor(3 * c + red), n * c)
-    assert named.loss(wrong, scale, scenes, torch.tensor([1.0, 1.0, 0.0])) < 1e-3
+    assert named(wrong, scale, scenes, torch.tensor([1.0, 1.0, 0.0])) < 1e-3
 
 
 def test_a_name_that_is_right_as_well_is_not_held_against_a_picture(world: World) -> None:
     """An apple in its own coat is "an apple" and "a red apple"."""
     captioner = Captioner(world.specs)
     words = WordTokenizer(captioner.vocabulary(), clip.CONTEXT_LENGTH)
-    named = Named(captioner, words, "cpu")
     n, c = world.num_objects, len(COLOURS)
-    named.table = torch.eye(n * c)
+    named = Named(captioner, words, n * c)
+    named.table.copy_(torch.eye(n * c))
     kind, colour = next((m, k) for m in range(n) for k in range(1, c) if captioner.allowed[m, k, 0])
     scenes = scenes_of(world, [[kind, -1, -1, -1]], [[0, 0, 0, 0]])
     both = torch.zeros(1, n * c)
     both[0, [kind * c, kind * c + colour]] = 1
-    assert named.loss(both, torch.tensor(20.0), scenes, torch.ones(1)) < 1e-3
+    assert named(both, torch.tensor(20.0), scenes, torch.ones(1)) < 1e-3
     other = next(k for k in range(1, c) if not captioner.allowed[kind, k, 0])
     both[0, kind * c + other] = 1
-    assert named.loss(both, torch.tensor(20.0), scenes, torch.ones(1)) > 0.5
+    assert named(both, torch.tensor(20.0), scenes, torch.ones(1)) > 0.5

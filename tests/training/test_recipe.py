@@ -47,11 +47,13 @@ CLIP = {k: v for k, v in LEARNED.items() if k != "batch"} | {
     "odd": 2,
     "mine_every": 100,
     "held_out": 2,
+    "reads": True,
+    "named": 0.5,
 }
 # The tokenizer's encoder becomes the verifier's tower, and so is of the usual size.
 MODEL = SIZES | {"image_size": 64, "encoder_widths": [32, 64, 128, 192], "scribe": 16}
 MODEL |= {"kinds": len(load_objects("small")), "colours": len(COLOURS)}
-MODEL |= {"grounds": len(BACKGROUNDS)}
+MODEL |= {"grounds": len(BACKGROUNDS), "levels": [8, 3, 4]}
 PART = {"steps": 2, "batch": 8, "peak_lr": 1e-3}
 CONFIGS: dict[str, dict[str, Any]] = {
     "apart_small": {k: v for k, v in LEARNED.items() if k not in PART}
@@ -60,7 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tokenizer_small": LEARNED | {"attribute_weight": 0.1, "model": MODEL},
     "renderer_small": LEARNED | {"backgrounds": 1},
     "prior_small": {"tier": "small", "variants": 1, "scenes": 60, "min_count": 1},
-    "clip_small": CLIP,
+    "clip_small": CLIP | {"told": 1},
     "clip_small_decoded": CLIP,
     "clip_small_odd": CLIP,
     "clip_small_pairs": CLIP | {"pairs": 0.8},
@@ -164,7 +166,7 @@ def test_what_comes_out_is_loaded_as_the_packaged_models_are(cooked: Kitchen) ->
     verifier = ClipVerifier.load(cooked.out / "sprites-clip")
     assert len(Judge.load(cooked.out / "sprites-judge").objects) == 40
     atlas = Atlas.open(cooked.out / "sprites" / "atlas.safetensors", ordered, verifier)
-    assert len(atlas.embeddings) == 12
+    assert len(atlas.embeddings) == 8 * 3 * 4
     for model in ("sprites", "sprites-grid"):
         folder = cooked.out / model
         loaded = hub.load_tokenizer(str(folder), torch.device("cpu"))
@@ -176,7 +178,7 @@ def test_what_comes_out_is_loaded_as_the_packaged_models_are(cooked: Kitchen) ->
                     folder, **{k: v for k, v in models_of(loaded, verifier).items() if k != "seed"}
                 )
             else:
-                assert prior.log_probs(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 12)
+                assert prior.log_probs(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 96)
         packaged = hub.search_defaults(model)
         most = min(packaged["tokens"], loaded.num_tokens)
         assert hub.search_defaults(str(folder)) == packaged | {"tokens": most}

@@ -151,12 +151,14 @@ class ClipTrainer(nn.Module):
         width: int,
         num_objects: int,
         head_weight: float,
-        named: tuple[Named, float] | None = None,
+        named: Named | None = None,
+        named_weight: float = 0.0,
         holds: Holds | None = None,
     ):
         super().__init__()
         self.model = create(vocab_size, width, holds)
-        self.named, self.holds, self.head_weight = named, holds, head_weight
+        self.named, self.named_weight = named, named_weight
+        self.holds, self.head_weight = holds, head_weight
         features = SpritesTower.num_features
         self.heads_alone = False  # see HEADS_ALONE
         if holds is None:
@@ -209,9 +211,8 @@ class ClipTrainer(nn.Module):
             loss = loss + 0.5 * parts["nothing"]
         if self.named is not None:
             scale = self.model.logit_scale.exp().clamp(max=80)
-            named, weight = self.named
-            parts["named"] = named.loss(seen[:n], scale, scenes, weights)
-            loss = loss + weight * parts["named"]
+            parts["named"] = self.named(seen[:n], scale, scenes, weights)
+            loss = loss + self.named_weight * parts["named"]
         if self.head_weight:
             if self.heads_alone:
                 spoken = spoken.detach()
@@ -406,14 +407,14 @@ def train(
     contrast = ContrastWords(**contrast_words(captioner))
 
     weight = config.get("named", 0.0)
-    named = (Named(captioner, words, device), weight) if weight else None
+    named = Named(captioner, words) if weight else None
     grounds = len(BACKGROUNDS) * world.variants
     holds = Holds(MAX_OBJECTS, world.num_objects, len(COLOURS), grounds)
 
     def fresh() -> ClipTrainer:
         sizes = words.vocab_size, config["width"], world.num_objects
         reads = holds if config.get("reads") else None
-        trainer = ClipTrainer(*sizes, config["head_weight"], named, reads)
+        trainer = ClipTrainer(*sizes, config["head_weight"], named, weight, reads)
         return trainer.to(device).to(memory_format=torch.channels_last)
 
     trainer = fresh()
@@ -448,8 +449,8 @@ def train(
     for step, batch in batches.each(training, training.last, workers_beside(device)):
         trainer.heads_alone = new_heads and step < HEADS_ALONE
         with batches.autocast():
-            if named is not None and (named[0].table is None or step % RENEWED == 0):
-                named[0].renew(trainer.model)
+            if named is not None and step % RENEWED == 0:
+                named.renew(trainer.model)
             loss, parts = trainer(batch)
         parts["scale"] = trainer.model.logit_scale.detach().exp()
         rate = learning_rate(step, config["steps"], config["peak_lr"], flat=config["flat"])

@@ -22,36 +22,40 @@ RENEWED = 100
 AT_ONCE = 512
 
 
-class Named:
-    """The table of a captioner's objects, M kinds in C colours, and the loss."""
+class Named(nn.Module):
+    """The table of a captioner's objects, M kinds in C colours, as embeddings of d components, and
+    the loss. The table goes into checkpoints, so that a run that resumes goes on with it."""
 
-    def __init__(self, captioner: Captioner, words: WordTokenizer, device: str | torch.device):
+    table: Tensor
+
+    def __init__(self, captioner: Captioner, words: WordTokenizer, d: int = 256):
+        super().__init__()
         nouns = [
             f"{colour} {spec.name}" if c else spec.name
             for spec in captioner.specs
             for c, colour in enumerate(COLOURS)
         ]
-        self.text = words([f"{article(noun)} {noun}" for noun in nouns]).to(device)
+        text = words([f"{article(noun)} {noun}" for noun in nouns])
+        self.register_buffer("text", text, persistent=False)
         # right[m, k, c]: said with colour word c (0: none), it is right for kind m in colour k.
         right = captioner.allowed.transpose(1, 2).clone()
         right[:, :, 0] = captioner.usual
-        self.right = right.to(device)
-        self.table: Tensor | None = None
+        self.register_buffer("right", right, persistent=False)
+        self.register_buffer("table", torch.zeros(len(nouns), d))
 
     @torch.no_grad()
     def renew(self, model: nn.Module) -> None:
         """Embed the captions as the model does now."""
         parts = [model.encode_text(part).float() for part in self.text.split(AT_ONCE)]
-        self.table = F.normalize(torch.cat(parts), dim=-1)
+        self.table.copy_(F.normalize(torch.cat(parts), dim=-1))
 
-    def loss(self, seen: Tensor, scale: Tensor, scenes: Scenes, weights: Tensor) -> Tensor:
+    def forward(self, seen: Tensor, scale: Tensor, scenes: Scenes, weights: Tensor) -> Tensor:
         """Of N pictures' embeddings Float[N, d]: the cross-entropy of each object's name among all
         but those that are right for another object of the picture, or right as well.
 
         scale: of the logits; weights: Float[N]. Pictures that show a kind twice do not count, as a
         name in the singular is not right for them.
         """
-        assert self.table is not None, "renew it first"
         kinds, present = scenes.objects, scenes.objects >= 0
         twice = (kinds[:, :, None] == kinds[:, None]) & present[:, :, None] & present[:, None]
         there = present & (twice.sum((1, 2)) == present.sum(1))[:, None]
