@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tests.toy_world import apart as difference
 from tests.toy_world import make_world, tokenizer_model, weights, write_verifier
 from tests.verifiers.toy_clip import pictures
+from tfgen.errors import InputError
 from tfgen.hub import read_safetensors
 from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
@@ -138,6 +139,22 @@ def test_it_begins_with_the_eyes_of_a_tokenizer_and_the_words_of_a_plain_verifie
     assert difference(weights(tower.convs), weights(encoder.convs)) < 1e-5
     assert difference(weights(tower.head.reader), weights(encoder.reader)) < 1e-5
     assert difference(weights(trained.model.transformer), weights(known.transformer)) < 1e-3
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_the_verifier_that_a_config_names_keeps_its_tower(world: World, tmp_path: Path) -> None:
+    """And a plain one, beside a tokenizer that reads nothing, cannot give one that reads."""
+    plain, tokenizer = write_verifier(tmp_path / "plain", world), tmp_path / "tokenizer"
+    model = SpritesModel(SpritesConfig(width=32))
+    export_networks("sprites", model, model.cfg, tokenizer)
+    config = CONFIG | {"start": str(plain), "reads": False, "told": 0, "peak_lr": 0.0}
+    trained, _ = clip.train(config, tmp_path / "run", "cpu", world, tower=tokenizer, until=1)
+    known = ClipVerifier.load(plain).model.visual.trunk
+    assert difference(weights(trained.model.visual.trunk), weights(known)) < 1e-3
+    with pytest.raises(InputError, match="does not read scenes of this world"):
+        clip.train(config | {"reads": True}, tmp_path / "other", "cpu", world, tower=tokenizer)
+    with pytest.raises(InputError, match='can be "told" scenes'):
+        clip.train(config | {"told": 3}, tmp_path / "third", "cpu", world)
 
 
 def scenes_of(world: World, objects: list[list[int]], colours: list[list[int]]) -> Scenes:

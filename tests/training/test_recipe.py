@@ -178,7 +178,10 @@ def test_what_comes_out_is_loaded_as_the_packaged_models_are(cooked: Kitchen) ->
                     folder, **{k: v for k, v in models_of(loaded, verifier).items() if k != "seed"}
                 )
             else:
-                assert prior.log_probs(torch.zeros(1, 2, dtype=torch.long)).shape == (1, loaded.vocab_size)
+                assert prior.log_probs(torch.zeros(1, 2, dtype=torch.long)).shape == (
+                    1,
+                    loaded.vocab_size,
+                )
         packaged = hub.search_defaults(model)
         most = min(packaged["tokens"], loaded.num_tokens)
         assert hub.search_defaults(str(folder)) == packaged | {"tokens": most}

@@ -8,6 +8,10 @@ perturbed, sequences that a search against the current model found) and, with `-
 searches came to, see `found`. Batches are groups of scenes that differ in ONE factor, so that no
 caption can be told by its other words; captions that also fit another picture of the batch are
 masked out.
+
+For worlds of many kinds a config's "reads" makes the image tower one that reads the scene
+(`ReadingTower`): in its first "told" steps text and scribe learn from what scenes hold, without a
+picture. "named" is the weight of the loss of `named`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfgen import hub
+from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_safetensors
 from tfgen.packing import pack, unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
@@ -279,18 +284,26 @@ def create(vocab_size: int, width: int, holds: Holds | None = None) -> nn.Module
 
 
 def copy_encoder(folder: Path, tower: SpritesTower) -> None:
-    """Start the tower from a tokenizer's encoder, which has learned to see the same scenes."""
+    """Start the tower from a tokenizer's encoder, which has learned to see the same scenes. Raises
+    InputError where the tower is to read what the encoder does not."""
     encoder = SpritesTokenizer.load(folder).model.encoder
     tower.convs.load_state_dict(encoder.convs.state_dict())
     tower.hidden.load_state_dict(encoder.head.state_dict())
     if isinstance(tower, ReadingTower):
+        cfg = encoder.cfg
+        if not cfg.scribe or (cfg.slots, cfg.kinds, cfg.colours, cfg.grounds) != tower.holds:
+            raise InputError(
+                f"The tokenizer {str(folder)!r} does not read scenes of this world, as the "
+                'verifier is to: give one that was trained with a "scribe" on the same tier, or a '
+                'config without "reads".'
+            )
         tower.head.reader.load_state_dict(encoder.reader.state_dict())
 
 
-def begin_with(model: nn.Module, words: WordTokenizer, name: str) -> None:
+def begin_with(model: nn.Module, words: WordTokenizer, name: str) -> bool:
     """Give the model the weights of another verifier of the same sizes, and the words that both
-    know: a packaged one's name, or a folder. Of one with another tower the text's alone. Raises
-    InputError where the sizes differ."""
+    know: a packaged one's name, or a folder. Of one with another tower the text's alone: returns
+    whether the tower's were among them. Raises InputError where the sizes differ."""
     folder = hub.locate(name, "verifier")
     known = WordTokenizer.load(folder / "vocabulary.json")
     source = folder / WEIGHTS_FILE
@@ -302,14 +315,14 @@ def begin_with(model: nn.Module, words: WordTokenizer, name: str) -> None:
         ours = [*range(START + 1), *(words.index[word] for word in both), words.end]
         table[ours] = theirs[[*range(START + 1), *(known.index[w] for w in both), known.end]]
     tensors["token_embedding.weight"] = table
-    config = hub.read_json(folder / CONFIG_FILE)["model_cfg"]
-    if config["vision_cfg"]["timm_model_name"] != tower_name(
-        getattr(model.visual.trunk, "holds", None)
-    ):
+    theirs = hub.read_json(folder / CONFIG_FILE)["model_cfg"]["vision_cfg"]["timm_model_name"]
+    alike = theirs == tower_name(getattr(model.visual.trunk, "holds", None))
+    if not alike:
         own = model.state_dict()
         tensors = {k: v for k, v in tensors.items() if not k.startswith(IMAGE)}
         tensors |= {k: v for k, v in own.items() if k.startswith(IMAGE)}
     load_weights(model, tensors, source)
+    return alike
 
 
 @torch.no_grad()
@@ -396,11 +409,13 @@ def train(
 ) -> tuple[ClipTrainer, WordTokenizer]:
     """Train as `config` says, checkpointing in `folder`; returns the trainer with EMA weights.
 
-    `tower`, a tokenizer, whose encoder the image tower begins from, has precedence over a config's
-    "start" and `model`, verifiers. found: pictures of the tokenizer,
-    of which each step has as many as the config's "found". deadline: see Training; raises TimeUp
-    there.
+    tower: a tokenizer, whose encoder the image tower begins from, unless the verifier that the
+    config's "start" names has such a tower; it has precedence over the verifier `model`. found:
+    pictures of the tokenizer, of which each step has as many as the config's "found". deadline: see
+    Training; raises TimeUp there.
     """
+    if config.get("told") and not config.get("reads"):
+        raise InputError('Only a verifier that "reads" can be "told" scenes: set both, or neither.')
     torch.manual_seed(config["seed"])
     captioner = Captioner(world.specs)
     words = WordTokenizer(captioner.vocabulary(), CONTEXT_LENGTH)
@@ -423,13 +438,14 @@ def train(
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
     training = Training(trainer, optimiser, config, folder, until, deadline)
+    given = False  # a tower
     if training.start == 0 and config.get("start"):
-        begin_with(trainer.model, words, config["start"])
+        given = begin_with(trainer.model, words, config["start"])
         training.forget_average()
     if training.start == 0 and model is not None:
         begin_with(trainer.model, words, str(model))
         training.forget_average()
-    if training.start == 0 and tower is not None:
+    if training.start == 0 and tower is not None and not given:
         copy_encoder(tower, trainer.model.visual.trunk)
         training.forget_average()
     if training.start == 0 and begin is not None:
