@@ -38,6 +38,23 @@ SIZES: dict[str, Any] = {  # of a tokenizer, as a training config has them
     "background_widths": [16, 16, 8],
     "object_widths": [16, 8],
 }
+CLIP: dict[str, Any] = {  # a config of the verifier's training
+    "seed": 2,
+    "steps": 40,
+    "groups": 1,
+    "width": 32,
+    "peak_lr": 0.05,
+    "flat": 0.3,
+    "ema": 0.9,
+    "head_weight": 0.3,
+    "decoded_share": 0.5,
+    "negatives": 6,
+    "odd": 2,
+    "mine_every": 2,
+    "bf16": False,
+    "log_every": 1,
+    "save_every": 1000,
+}
 
 
 def shapes(size: int = 24) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.toy_world import CLIP, make_world, tokenizer_model, weights, write_verifier
 from tests.toy_world import apart as difference
-from tests.toy_world import make_world, tokenizer_model, weights, write_verifier
 from tests.verifiers.toy_clip import pictures
 from tfgen.errors import InputError
 from tfgen.hub import read_safetensors
@@ -31,26 +31,7 @@ from tfgen.verifiers.sprites_clip import SpritesClip
 from tfgen.verifiers.sprites_tower import ReadingTower
 from tfgen.verifiers.words import WordTokenizer
 
-CONFIG: dict[str, Any] = {
-    "seed": 2,
-    "steps": 40,
-    "groups": 1,
-    "width": 32,
-    "peak_lr": 0.05,
-    "flat": 0.3,
-    "ema": 0.9,
-    "head_weight": 0.3,
-    "decoded_share": 0.5,
-    "negatives": 6,
-    "odd": 2,
-    "mine_every": 2,
-    "bf16": False,
-    "log_every": 1,
-    "save_every": 1000,
-    "reads": True,
-    "told": 2,
-    "named": 0.5,
-}
+CONFIG = CLIP | {"reads": True, "told": 2, "named": 0.5}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.toy_world import SIZES, apart, make_world, tokenizer_model, weights, write_verifier
+from tests.toy_world import CLIP, SIZES, apart, make_world, tokenizer_model, weights, write_verifier
 from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import clip, clip_batches, groups, tokenizer
@@ -39,23 +39,6 @@ TOKENIZER = {
     "log_every": 1,
     "save_every": 1000,
     "model": SIZES,
-}
-CLIP = {
-    "seed": 2,
-    "steps": 40,
-    "groups": 1,
-    "width": 32,
-    "peak_lr": 0.05,
-    "flat": 0.3,
-    "ema": 0.9,
-    "head_weight": 0.3,
-    "decoded_share": 0.5,
-    "negatives": 6,
-    "odd": 2,
-    "mine_every": 2,
-    "bf16": False,
-    "log_every": 1,
-    "save_every": 1000,
 }
 
 
