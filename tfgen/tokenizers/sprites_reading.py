@@ -46,6 +46,10 @@ class Reading(NamedTuple):
         """Where they are, Float[N, slots, 3]: the last try."""
         return self.tries[-1]
 
+    def first(self, n: int) -> Reading:
+        """In the first n pictures."""
+        return Reading(self.ground[:n], self.kinds[:n], self.colours[:n], self.tries[:, :n])
+
 
 def residual(width: int, hidden: int) -> nn.Sequential:
     """What is added to vectors Float[..., width] by a residual block."""
@@ -70,10 +74,6 @@ class Sight(NamedTuple):
 
     def detach(self) -> Sight:
         return Sight(self.whole.detach(), self.places.detach())
-
-    def first(self, n: int) -> Sight:
-        """In the first n pictures."""
-        return Sight(self.whole[:n], self.places[:n])
 
 
 class Deeper(nn.Module):

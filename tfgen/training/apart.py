@@ -47,6 +47,7 @@ from tfgen.training.tokenizer import (
     sizes_in,
 )
 from tfgen.training.world import MAX_OBJECTS, Scenes, World
+from tfgen.training.writing import dictated
 
 PARTS = ("painters", "codes", "decoder", "encoder")
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -210,8 +211,7 @@ class Apart:
 
     def said(self, scenes: Scenes) -> Tensor:
         """The scribe's codes of scenes before they are quantised, Float[N, T, d]."""
-        ground = scenes.grounds(self.world.variants)
-        said = self.scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
+        said = dictated(self.scribe, scenes, self.world.variants)
         return said.unflatten(1, self.model.encoder.shape)
 
     def write(self, scenes: Scenes) -> Tensor:

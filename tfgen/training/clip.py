@@ -31,7 +31,7 @@ from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_safetensors
 from tfgen.packing import pack, unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.tokenizers.sprites_reading import Holds, Sight
+from tfgen.tokenizers.sprites_reading import Holds, Reading, Sight
 from tfgen.training.ahead import workers_beside
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import (
@@ -64,7 +64,7 @@ from tfgen.training.named import RENEWED, Named
 from tfgen.training.negatives import embed
 from tfgen.training.tokenizer import HELD_OUT_SEED, misread
 from tfgen.training.world import LAYOUTS, MAX_OBJECTS, Scenes, World
-from tfgen.training.writing import tokens_of
+from tfgen.training.writing import dictated, tokens_of
 from tfgen.verifiers.clip import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.sprites_tower import ReadingTower, SpritesTower, tell_timm, tower_name
@@ -188,12 +188,15 @@ class ClipTrainer(nn.Module):
         shown = images if negatives is None else torch.cat([images, negatives])
         tower = self.model.visual.trunk
         if batch.told:
-            ground = scenes.grounds(self._variants)
-            seen = tower.head.scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
+            seen = dictated(tower.head.scribe, scenes, self._variants)
         else:
             shown = (shown * 2 - 1).contiguous(memory_format=torch.channels_last)
-            sight = tower.forward_features(shown)
-            seen = tower.head(sight)
+            known = sight = tower.forward_features(shown)
+            if isinstance(sight, Sight):
+                known = tower.head.reader(sight)
+                seen = tower.head.write(known, sight)
+            else:
+                seen = tower.head(sight)
         seen = F.normalize(seen.float(), dim=-1)
         with sdpa_kernel(SDPBackend.MATH):  # for 24 words the fused kernel's backward is slower
             spoken = self.model.encode_text(batch.text).float()
@@ -224,7 +227,7 @@ class ClipTrainer(nn.Module):
             parts["said"] = self._said(spoken[:-1], batch.mentions)
             loss = loss + self.head_weight * parts["said"]
         if self.head_weight and not batch.told:
-            parts["heads"] = self._heads(sight, scenes, weights)
+            parts["heads"] = self._heads(known, scenes, weights)
             loss = loss + self.head_weight * parts["heads"]
         return loss, parts
 
@@ -233,12 +236,13 @@ class ClipTrainer(nn.Module):
         assert self.holds is not None
         return self.holds.grounds // len(BACKGROUNDS)
 
-    def _heads(self, sight: Sight | Tensor, scenes: Scenes, weights: Tensor) -> Tensor:
-        """How wrong it is what the tower sees, in the first pictures, of these scenes."""
-        if isinstance(sight, Sight):
-            read = self.model.visual.trunk.head.reader(sight.first(len(weights)))
+    def _heads(self, known: Reading | Tensor, scenes: Scenes, weights: Tensor) -> Tensor:
+        """How wrong it is what the tower has read, or the heads tell from its features, of these
+        scenes, which the first pictures show."""
+        if isinstance(known, Reading):
+            read = known.first(len(weights))
             return sum(misread(read, scenes, self._variants, weights).values())
-        hidden = sight[: len(weights)].float()
+        hidden = known[: len(weights)].float()
         if self.heads_alone:
             hidden = hidden.detach()
         background, layout, objects, colours = self.heads(hidden).split(self.sizes, dim=1)

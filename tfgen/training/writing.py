@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
+from tfgen.tokenizers.sprites_reading import Scribe
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.world import Scenes, World
 
@@ -19,13 +20,17 @@ def has_scribe(tokenizer: Tokenizer, world: World) -> bool:
     return (cfg.kinds, cfg.grounds) == (world.num_objects, grounds)
 
 
+def dictated(scribe: Scribe, scenes: Scenes, variants: int) -> Tensor:
+    """What a scribe writes of N scenes, Float[N, out]; variants: of each background."""
+    return scribe(scenes.grounds(variants), scenes.objects, scenes.colours, scenes.boxes)
+
+
 @torch.no_grad()
 def tokens_of(tokenizer: Tokenizer, world: World, scenes: Scenes) -> Tensor:
     """Tokens Int64[N, T] of scenes: written by the tokenizer's scribe, where it has one, so that
     none is misread and no picture is drawn; else encoded from their pictures."""
     if not has_scribe(tokenizer, world):
         return tokenizer.encode(world.render(scenes, tokenizer.image_size).images)
-    scribe, ground = tokenizer.model.encoder.scribe, scenes.grounds(world.variants)
-    written = scribe(ground, scenes.objects, scenes.colours, scenes.boxes)
-    codes = written.unflatten(1, tokenizer.model.encoder.shape)
+    encoder = tokenizer.model.encoder
+    codes = dictated(encoder.scribe, scenes, world.variants).unflatten(1, encoder.shape)
     return tokenizer.fsq.to_tokens(tokenizer.fsq.quantise(codes))

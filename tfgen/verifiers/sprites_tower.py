@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tfgen.tokenizers.sprites_encoder import look
-from tfgen.tokenizers.sprites_reading import Holds, Reader, Scribe, Sight
+from tfgen.tokenizers.sprites_reading import Holds, Reader, Reading, Scribe, Sight
 
 TOWER = "tfgen_sprites_tower"
 """The plain one's name among timm's models, in the configs of open_clip."""
@@ -80,7 +80,11 @@ class ReadingHead(nn.Module):
         nn.init.zeros_(self.beside.bias)
 
     def forward(self, sight: Sight) -> Tensor:
-        return self.scribe.of_mean(self.reader(sight)) + self.beside(sight.whole)
+        return self.write(self.reader(sight), sight)
+
+    def write(self, reading: Reading, sight: Sight) -> Tensor:
+        """The embeddings of what was read, and is seen beside it."""
+        return self.scribe.of_mean(reading) + self.beside(sight.whole)
 
 
 def tower_name(holds: Holds | None) -> str:
