@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.toy_world import make_world, tokenizer_model
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training import clip
+from tfgen.training import clip, clip_model
 from tfgen.training.captions import Captioner, fits
 from tfgen.training.negatives import (
     ALIKE,
@@ -66,7 +66,7 @@ def test_a_chimera_has_some_tokens_of_other_scenes_in_their_places() -> None:
 
 
 def test_the_chimeras_kept_are_those_that_the_model_mistakes_for_the_caption() -> None:
-    decoder, model = SpritesTokenizer(tokenizer_model(64)), clip.create(12, 32)
+    decoder, model = SpritesTokenizer(tokenizer_model(64)), clip_model.create(12, 32)
     generator = torch.Generator().manual_seed(0)
     true = torch.randint(12, (6, 8), generator=generator)
     text = torch.nn.functional.normalize(torch.randn(256, generator=generator), dim=0)

@@ -19,7 +19,7 @@ from tfgen.packing import unpack
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel
 from tfgen.tokenizers.sprites_reading import Holds
-from tfgen.training import clip, clip_batches
+from tfgen.training import clip, clip_batches, clip_model
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.colours import COLOURS
@@ -55,7 +55,7 @@ def test_it_learns_from_scenes_first_and_then_from_pictures(world: World, tmp_pa
     told, _ = clip.train(CONFIG, tmp_path, "cpu", world, decoder, until=2)
     before = weights(told.model.visual.trunk.convs)
     torch.manual_seed(CONFIG["seed"])
-    untouched = clip.create(told.model.vocab_size, 32, told.holds).visual.trunk.convs
+    untouched = clip_model.create(told.model.vocab_size, 32, told.holds).visual.trunk.convs
     assert difference(before, weights(untouched)) == 0
     seen, _ = clip.train(CONFIG, tmp_path, "cpu", world, decoder, until=4)
     assert difference(before, weights(seen.model.visual.trunk.convs)) > 0

@@ -25,7 +25,7 @@ from tfgen.tables import models_of
 from tfgen.tokenizers.grid_model import GridConfig, GridModel
 from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel
 from tfgen.tokenizers.sprites_reading import Holds
-from tfgen.training import apart, clip, grid, judge, recipe, tokenizer
+from tfgen.training import apart, clip, clip_model, grid, judge, recipe, tokenizer
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.colours import COLOURS
@@ -405,7 +405,7 @@ def test_the_networks_of_the_full_tier_leave_room_for_its_tables_in_40_megabytes
     holds = Holds(ordered.slots, ordered.kinds, ordered.colours, ordered.grounds)
     packed = [
         SpritesModel(ordered),
-        clip.create(words, configs["clip"]["width"], holds),
+        clip_model.create(words, configs["clip"]["width"], holds),
         GridModel(GridConfig(**sizes("grid"))),
         AutoregressiveModel(reader),
         AutoregressiveModel(reader),

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.toy_world import CLIP, SIZES, apart, make_world, tokenizer_model, weights, write_verifier
 from tfgen.errors import InputError
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training import clip, clip_batches, groups, tokenizer
+from tfgen.training import clip, clip_batches, clip_model, groups, tokenizer
 from tfgen.training.captions import Captioner, fits
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import cache_folder, learning_rate, load_config
@@ -277,7 +277,7 @@ def test_a_verifier_begins_with_what_one_of_fewer_words_knows(exported: Path) ->
     known = ClipVerifier.load(exported)
     own = known.tokenize.words
     words = WordTokenizer(["aardvark", *own[::-1], "zebra"], known.tokenize.context_length)
-    model = clip.create(words.vocab_size, CLIP["width"]).eval()
+    model = clip_model.create(words.vocab_size, CLIP["width"]).eval()
     clip.begin_with(model, words, str(exported))
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -372,7 +372,7 @@ def test_accuracy_is_of_the_captions_that_beat_all_their_contrasts(
     captioner = Captioner(world.specs)
     contrast = ContrastWords(**clip.contrast_words(captioner))
     words = WordTokenizer(captioner.vocabulary(), clip.CONTEXT_LENGTH)
-    model = clip.create(words.vocab_size, 32).eval()
+    model = clip_model.create(words.vocab_size, 32).eval()
     captions = ["a blue fox", "a red car in snow"]
     scenes = world.sample(2, torch.Generator().manual_seed(0))
     scenes.colours[:] = 1
