@@ -32,6 +32,7 @@ from .methods import (
     FREQUENCY,
     LOOKAHEAD,
     NEIGHBOURS,
+    REENCODING,
     RETRIEVAL,
     UNIFORM,
     Method,
@@ -55,6 +56,7 @@ ARMS: dict[str, Method] = {
     "AR sample": Method(AR, lambda n, u: best_of(n, u) | AS_IS | {"tokens": None}, only=1),
     "AR + best-of-N": Method(AR, lambda n, u: best_of(n, u) | AS_IS),
     "AR + beam": Method(AR, lambda n, u: beam(n, u) | AS_IS | weight(u)),
+    "AR + beam, re-encoding": Method(AR, lambda n, u: beam(n, u) | AS_IS | weight(u) | REENCODING),
     "AR + lookahead": Method(AR, lambda n, u: beam(n, u) | AS_IS | weight(u) | LOOKAHEAD),
     NEAREST: Method(RETRIEVAL, lambda n, u: {}, only=1),
     "beam, uniform": Method(UNIFORM, beam),
@@ -66,6 +68,9 @@ ARMS: dict[str, Method] = {
     ),
     "beam, retrieval, crossover": Method(
         RETRIEVAL, lambda n, u: with_crossover(n, u) | AS_IS | weight(u)
+    ),
+    "beam, retrieval, re-encoding": Method(
+        RETRIEVAL, lambda n, u: beam(n, u) | AS_IS | weight(u) | REENCODING
     ),
     "beam, retrieval, atlas": Method(RETRIEVAL, lambda n, u: with_atlas(n, u) | AS_IS | weight(u)),
 }

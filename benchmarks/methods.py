@@ -113,9 +113,9 @@ def with_shortlist(search: Settings) -> Settings:
 
 
 def together(budget: int, usual: Usual) -> Settings:
-    """All ideas but crossover, and screening, which a step has or a shortlist; the search plans its
-    steps so that the refinement is within the budget, too. The retrieval prior has the frequency
-    prior in it, which it falls back on."""
+    """All ideas but crossover and re-encoding, and screening, which a step has or a shortlist; the
+    search plans its steps so that the refinement is within the budget, too. The retrieval prior has
+    the frequency prior in it, which it falls back on."""
     search = with_shortlist(with_atlas(budget, usual)) | NEIGHBOURS | REFINE
     return search | {"prior_strength": usual.strength} | weight(usual)
 
@@ -125,6 +125,7 @@ SCREEN = {"screen": True}
 NEIGHBOURS = {"neighbours": 16}
 CROSSOVER = {"crossover": 8}
 REFINE = {"refine": 1}
+REENCODING = {"reencode": 16, "reencode_loss": 1.0}
 LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
 
 METHODS: dict[str, Method] = {
@@ -142,6 +143,9 @@ METHODS: dict[str, Method] = {
         RETRIEVAL, lambda n, u: beam(n, u) | NEIGHBOURS | AS_IS
     ),
     "beam + retrieval + crossover": Method(RETRIEVAL, lambda n, u: with_crossover(n, u) | AS_IS),
+    "beam + retrieval + re-encoding": Method(
+        RETRIEVAL, lambda n, u: beam(n, u) | REENCODING | AS_IS
+    ),
     "beam + atlas": Method(UNIFORM, with_atlas),
     "beam + shortlist": Method(UNIFORM, lambda n, u: with_shortlist(beam(n, u))),
     "beam + shortlist by gradient": Method(

@@ -68,6 +68,8 @@ def generate(
     crossover: o.Crossover = None,
     refine: o.Refine = None,
     anneal: o.Anneal = None,
+    reencode: o.Reencode = None,
+    reencode_loss: o.ReencodeLoss = None,
     no_atlas: o.NoAtlas = False,
     budget: o.Budget = None,
     time_limit: o.TimeLimit = None,

@@ -234,6 +234,18 @@ Crossover = Annotated[
         metavar="ROUNDS",
     ),
 ]
+Reencode = Annotated[
+    int | None,
+    option(
+        METHOD,
+        "At the end let the tokenizer encode the N best pictures; what comes of it is the result.",
+        metavar="N",
+    ),
+]
+ReencodeLoss = Annotated[
+    float | None,
+    option(METHOD, "reencode: how much lower that may score, in units of the score.", metavar="L"),
+]
 Refine = Annotated[
     int | None,
     option(
@@ -287,7 +299,8 @@ Resume = Annotated[
 SAME = (  # options that are called as the setting is
     "search beam candidates samples tokens schedule prior_strength prior_weight rollouts rollout "
     "rollout_score lookahead_steps branch first_step max_children keep complete shortlist "
-    "shortlist_by neighbours crossover refine anneal budget time_limit batch_size"
+    "shortlist_by neighbours crossover refine anneal reencode reencode_loss budget time_limit "
+    "batch_size"
 ).split()
 
 

@@ -87,7 +87,7 @@ def summary(result: Result, path: Path) -> str:
     )
     accounts = result.accounts
     beside = {"screened": accounts.screened, "known": accounts.cached}
-    beside["for gradients"] = accounts.gradients
+    beside |= {"encoded again": accounts.encoded, "for gradients": accounts.gradients}
     for what, count in beside.items():
         line += f", {count:,} {what}" if count else ""
     return line + (f", stopped by {BY[result.stopped]}" if result.stopped in BY else "")

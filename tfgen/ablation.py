@@ -68,15 +68,15 @@ class Picture:
         }
 
 
-PLAIN = {"atlas": False, "neighbours": 0, "crossover": 0}
+PLAIN = {"atlas": False, "neighbours": 0, "crossover": 0, "reencode": 0}
 """What would hide what a prior proposes; see `Ablation`."""
 
 
 class Ablation:
     """A grid of priors, strengths and weights, by which to search for any number of prompts.
 
-    The atlas is not used, since with it a prior proposes no first token; nor neighbours
-    and crossover, which take pictures of a prior's bank and are no proposals.
+    The atlas is not used, since with it a prior proposes no first token; nor neighbours and
+    crossover, which take pictures of a prior's bank and are no proposals, nor re-encoding.
     """
 
     def __init__(

@@ -180,6 +180,7 @@ def test_each_arm_is_searched_with_its_own_prior(
         "AR sample": (AR, "best-of-n"),
         "AR + best-of-N": (AR, "best-of-n"),
         "AR + beam": (AR, "beam"),
+        "AR + beam, re-encoding": (AR, "beam"),
         "AR + lookahead": (AR, "lookahead"),
         "beam, uniform": ("uniform", "beam"),
         "beam, frequency": ("frequency", "beam"),
@@ -187,4 +188,5 @@ def test_each_arm_is_searched_with_its_own_prior(
         "beam, retrieval": ("retrieval", "beam"),
         "beam, retrieval, neighbours": ("retrieval", "beam"),
         "beam, retrieval, crossover": ("retrieval", "beam"),
+        "beam, retrieval, re-encoding": ("retrieval", "beam"),
     }

@@ -71,7 +71,7 @@ def test_ways_that_differ_are_not_compared() -> None:
 def test_the_default_run_is_that_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_engine.COMMAND == ("a red fox in snow", "--beam", "16")
     small = ("a red fox", "--beam", "1", "--candidates", "2", "--schedule", "1", "--no-atlas")
-    small += ("--neighbours", "0", "--crossover", "0")
+    small += ("--neighbours", "0", "--crossover", "0", "--reencode", "0")
     monkeypatch.setattr(cpu_engine, "COMMAND", small)
     found = cpu_engine.whole_run("auto", 1)
     assert found["decodes"] == 2

@@ -59,6 +59,7 @@ def test_an_idea_alone_is_the_plain_beam_but_for_it() -> None:
         ("beam + frequency + typicality", {"prior_strength", "prior_weight"}),
         ("beam + retrieval", {"prior_strength"}),
         ("beam + retrieval + crossover", {"prior_strength", "beam", "candidates", "crossover"}),
+        ("beam + retrieval + re-encoding", {"prior_strength", "reencode", "reencode_loss"}),
         ("beam + atlas", {"atlas", "candidates"}),
         ("beam + shortlist", {"shortlist"}),
         ("beam + shortlist by gradient", {"shortlist", "shortlist_by"}),

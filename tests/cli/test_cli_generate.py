@@ -66,7 +66,8 @@ def test_help_lists_the_commands_and_generates_options(run: Callable[..., Run]) 
         "--budget --batch-size --json --quiet --search --samples --lookahead --rollouts "
         "--rollout --rollout-score --lookahead-steps --start --branch --first-step --repeats "
         "--max-children --keep --complete --shortlist --shortlist-by --screen --neighbours "
-        "--crossover --refine --anneal --no-atlas --time-limit --trace --resume --views"
+        "--crossover --refine --anneal --reencode --reencode-loss --no-atlas --time-limit --trace "
+        "--resume --views"
     )
     assert all(option in generate.out for option in options.split())
     for told in ("beam|lookahead|best-of-n", "FILE.jsonl"):
@@ -199,7 +200,7 @@ def test_the_searches_by_name_with_their_options(run: Callable[..., Run]) -> Non
 def test_what_a_search_cost_is_in_recipe_json_and_summary(run: Callable[..., Run]) -> None:
     done = run(PROMPT, "--num-images", "2", "--json", "--budget", "3")
     told = json.loads(done.out)
-    names = {"decodes", "screened", "gradients", "cached", "cost", "verifier_calls"}
+    names = {"decodes", "screened", "encoded", "gradients", "cached", "cost", "verifier_calls"}
     names |= {"propose_seconds", "decode_seconds", "score_seconds", "peak_memory"}
     for image in told["images"]:
         recipe = load_png(image["path"])[1]

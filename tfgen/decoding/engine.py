@@ -59,6 +59,10 @@ class DecodeEngine(ABC):
         """Int64[N, k] -> the tokenizer's drafts of these, as `Tokenizer.draft`."""
         return self.tokenizer.draft(tokens)
 
+    def encode_again(self, tokens: Tensor) -> Tensor:
+        """Int64[N, k] -> the tokenizer's own tokens of their pictures, as `Engine.encode_again`."""
+        return self.tokenizer.encode(self.tokenizer.decode(tokens))[:, : tokens.shape[1]]
+
     def bucket(self, length: int) -> int:
         """The length that prefixes of `length` tokens are padded to. Here: none are."""
         return length

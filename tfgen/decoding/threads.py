@@ -47,6 +47,10 @@ class ThreadedEngine(DecodeEngine):
                 )
             return list(self._pool.map(self._pass, passes))
 
+    def encode_again(self, tokens: Tensor) -> Tensor:
+        with one_thread():
+            return super().encode_again(tokens)
+
     @torch.inference_mode()  # a setting of each thread
     def _pass(self, tokens: Tensor) -> Tensor:
         return self.verifier.embed(self.tokenizer.decode(tokens))

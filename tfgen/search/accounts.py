@@ -21,6 +21,9 @@ class Accounts:
     screened: int = 0
     """Pictures decoded cheaply, by a screening."""
 
+    encoded: int = 0
+    """Pictures decoded for the tokenizer to encode them again; the verifier did not look."""
+
     gradients: int = 0
     """Pictures decoded for a gradient."""
 

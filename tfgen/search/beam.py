@@ -11,6 +11,7 @@ from tfgen.search.completion import complete_beam
 from tfgen.search.crossover import cross_over
 from tfgen.search.neighbours import add_neighbours
 from tfgen.search.records import SearchResult
+from tfgen.search.reencoding import reencode
 from tfgen.search.refinement import refine
 from tfgen.search.screening import check_screening, screened
 from tfgen.search.shortlist import check_shortlist, shortlisted
@@ -59,6 +60,7 @@ def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchRes
         cross_over(trail)
         complete_beam(trail)
         refine(trail)
+        reencode(trail)
     return trail.result()
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -80,6 +81,10 @@ class Engine(Protocol):
     def draft(self, tokens: Tensor) -> Tensor:
         """`tokenizer.draft`, up to what drafts may differ by: Int64[N, k] -> pictures."""
 
+    def encode_again(self, tokens: Tensor) -> Tensor:
+        """The first k tokens as which the tokenizer encodes these prefixes' pictures, Int64[N, k]
+        -> Int64[N, k]."""
+
 
 class PlainEngine:
     """One pass after the other through the tokenizer and the verifier."""
@@ -96,6 +101,9 @@ class PlainEngine:
 
     def draft(self, tokens: Tensor) -> Tensor:
         return self.tokenizer.draft(tokens)
+
+    def encode_again(self, tokens: Tensor) -> Tensor:
+        return self.tokenizer.encode(self.tokenizer.decode(tokens))[:, : tokens.shape[1]]
 
 
 class Evaluator:
@@ -204,7 +212,7 @@ class Evaluator:
             self._check_time()
             started = time.perf_counter()
             batch_keys, rows = zip(*todo[start : start + self.batch_size], strict=True)
-            scores = self._decode_and_score(tokens[list(rows)])
+            scores = self._in_memory(partial(self._attempt, tokens[list(rows)]))
             self._remember(batch_keys, scores)
             self.accounts.decodes += len(rows)
             self.accounts.cost += len(rows)
@@ -232,6 +240,20 @@ class Evaluator:
         with torch.inference_mode():
             pictures = self.tokenizer.decode(_filled(tokens[None], self.tokenizer.decode_rows))
             return float(self.verifier.score(pictures, self.target)[0])
+
+    def encode_again(self, tokens: Tensor) -> Tensor:
+        """Int64[N, k] -> Int64[N, k], the first tokens as which the tokenizer encodes the pictures
+        of these. Each is charged as a decode; ask `left` before."""
+
+        @torch.inference_mode()
+        def attempt() -> Tensor:
+            return torch.cat([self.engine.encode_again(part) for part in tokens.split(self.rows)])
+
+        with self.accounts.timed("decode"):
+            written = self._in_memory(attempt)
+        self.accounts.encoded += len(tokens)
+        self.accounts.cost += len(tokens)
+        return written
 
     def account(self, kind: Literal["screened", "gradients"], pictures: int, cost: float) -> None:
         """Charge pictures that were decoded, and shown to the verifier, elsewhere than in `score`.
@@ -320,10 +342,11 @@ class Evaluator:
             self._report()
         return len(hits)
 
-    def _decode_and_score(self, tokens: Tensor) -> Tensor:
+    def _in_memory(self, attempt: Callable[[], Tensor]) -> Tensor:
+        """What it makes in passes of `rows` rows; fewer, where the device runs out of memory."""
         while True:
             try:
-                return self._attempt(tokens)
+                return attempt()
             except torch.OutOfMemoryError as error:
                 if self.rows == 1:
                     raise too_little_memory(self.tokenizer) from error

@@ -19,14 +19,17 @@ ROUND = 512
 """Sequences that best-of-n draws at a time."""
 REFINED = 4
 """Prefixes whose tokens a refinement draws again."""
+ENCODED = 2
+"""Decodes of a prefix that is encoded again: of the picture that the encoder sees, and of the one
+that comes of it."""
 
 
 class Plan:
     """What each step of a search wants, and what it gets of what is left.
 
     wants: decodes of each step, in order, if no candidate comes up twice. Stages that follow the
-    search (neighbours, crossover, completion, refinement) append theirs, so that it leaves them
-    their share.
+    search (neighbours, crossover, completion, refinement, re-encoding) append theirs, so that it
+    leaves them their share.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Plan:
         positions = (num_tokens if settings.complete else lengths[-1]) - start.shape[1]
         each = min(REFINED, settings.beam) * min(settings.candidates, vocab_size - 1)
         self.wants += settings.refine * positions * [each]
+        read = min(settings.reencode, settings.beam)
+        self.wants += [ENCODED * read] if read else []
 
     @property
     def steps(self) -> int:

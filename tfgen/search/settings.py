@@ -34,6 +34,8 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "neighbours": ("beam", "lookahead"),
     "crossover": ("beam", "lookahead"),
     "refine": ("beam", "lookahead"),
+    "reencode": ("beam", "lookahead"),
+    "reencode_loss": ("beam", "lookahead"),
 }
 
 
@@ -135,6 +137,14 @@ class SearchSettings:
     """refine: the temperature that it starts at, in units of the score. From 0, which keeps the
     best; above, worse prefixes may be kept for a while."""
 
+    reencode: int = 0
+    """At the end, so many of the best prefixes are decoded, and the tokenizer encodes the pictures;
+    the best of what those tokens decode to is the result, at a loss of up to `reencode_loss`. From
+    0; more than `beam` means all of them."""
+
+    reencode_loss: float = 0.0
+    """reencode: how much lower it may score than the best prefix, in units of the score. From 0."""
+
     atlas: bool = True
     """Where all one-token prefixes are embedded already, the first step looks at all of them."""
 
@@ -155,14 +165,14 @@ class SearchSettings:
                 raise unknown(name, value, choices)
         for name in ("beam", "candidates", "rollouts"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("refine", "shortlist", "neighbours", "crossover"):
+        for name in ("refine", "shortlist", "neighbours", "crossover", "reencode"):
             whole_number(name, getattr(self, name), 0)
         optional = {"tokens": 1, "max_children": 1, "samples": 1, "lookahead_steps": 0}
         optional |= {"budget": 1, "batch_size": 1}
         for name, low in optional.items():
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), low)
-        for name in ("prior_strength", "prior_weight", "anneal"):
+        for name in ("prior_strength", "prior_weight", "anneal", "reencode_loss"):
             finite_number(name, getattr(self, name), 0)
         if self.time_limit is not None and finite_number("time_limit", self.time_limit, 0) == 0:
             raise InputError("time_limit must be a number of seconds above 0, not 0.")

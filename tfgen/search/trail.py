@@ -35,6 +35,8 @@ from tfgen.search.trace import FORMAT, read_step
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Target, Verifier
 
+REENCODED = "reencode"
+"""The phase of a step whose pictures may be the result though they score less."""
 CAUTION = 0.9
 """Of the decodes that the time seems to allow, the share that steps are planned for."""
 
@@ -367,19 +369,30 @@ class Trail:
             return weight * self.prior.typicality(tokens).cpu()
         return weight * self.prior.sequence_log_prob(tokens).mean(dim=1).cpu()
 
+    def _best(self) -> Step:
+        """The step whose picture is the result."""
+        found = [step for step in self.steps if step.phase != REENCODED]
+        best = max(found, key=lambda step: step.best_score)  # the first of equals
+        if self.settings.keep == "last":
+            best = found[-1]
+        last = self.steps[-1]
+        if last.phase == REENCODED:
+            least = best.best_score - self.settings.reencode_loss
+            return last if last.best_score >= least else best
+        return best
+
     def result(self) -> SearchResult:
-        """The best picture of all steps or, as the settings say, of the last one.
+        """The best picture of all steps or, as the settings say, of the last one, or what it was
+        encoded again as.
 
         Raises TfgenError where the verifier gave no picture a usable score.
         """
-        best = max(self.steps, key=lambda step: step.best_score)  # the first of equals
+        best = self._best()
         if best.best_score == -math.inf:
             raise TfgenError(
                 f"The verifier {self.verifier.name} gave no picture a usable score: "
                 "check its weights, or use another verifier."
             )
-        if self.settings.keep == "last":
-            best = self.steps[-1]
         seconds, accounts = time.perf_counter() - self.started, self.evaluator.accounts
         accounts.peak_memory = peak_memory(self.tokenizer.device)
         if self.finished:
