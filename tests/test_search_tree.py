@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.conftest import write_toy_model
 from tests.toy_search import run
-from tests.toys import ToyTokenizer
+from tests.toys import EvenTokenizer, ToyTokenizer, ToyVerifier
 from tfgen.errors import InputError
 from tfgen.search_tree import BEST, THUMBNAIL, draw, lay_out, page, read_tree, thumbnails
 from tfgen_cli import main
@@ -79,6 +79,18 @@ def test_a_step_worse_than_an_earlier_one_is_not_on_the_way(tmp_path: Path) -> N
     run(lambda tokens: -len(tokens), tokenizer=ToyTokenizer(6, 3), beam=2, candidates=2, trace=path)
     marked = [sum(node.best for node in step.nodes.values()) for step in read_tree(path).steps]
     assert marked == [1, 0, 0]
+
+
+def test_the_way_goes_to_what_was_encoded_again_where_that_is_the_result(tmp_path: Path) -> None:
+    for loss, marked in ((0.0, [1, 1, 1, 0]), (9.0, [1, 1, 1, 1])):
+        path = tmp_path / f"{loss}.jsonl"
+        tokenizer = EvenTokenizer(6, 3)
+        verifier = ToyVerifier(ToyTokenizer(6, 3), lambda tokens: float(sum(tokens)))
+        options = {"beam": 2, "candidates": 18, "reencode": 2, "reencode_loss": loss}
+        run(tokenizer=tokenizer, verifier=verifier, trace=path, **options)
+        ways = [[n.tokens for n in step.nodes.values() if n.best] for step in read_tree(path).steps]
+        assert [len(way) for way in ways] == marked
+        assert ways[-1] == ([(4, 4, 4)] if loss else []) and ways[-2] == [(5, 5, 5)]
 
 
 def test_rollouts_and_completions_are_part_of_the_tree(tmp_path: Path) -> None:

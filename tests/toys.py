@@ -62,6 +62,14 @@ class ToyTokenizer(Tokenizer):
         return torch.tensor(list(product(range(self.vocab_size), repeat=length)))
 
 
+class EvenTokenizer(ToyTokenizer):
+    """Its world has pictures of even tokens only: the encoder has never written others."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        tokens = super().encode(images)
+        return torch.where(tokens > 0, tokens - tokens % 2, tokens)
+
+
 class GridTokenizer(ToyTokenizer):
     """Codes are the points of a square grid of `side` x `side` in [-1, 1]^2, token x + side * y;
     pixel i of the first row has the two coordinates of token i as red and green. Differentiable.

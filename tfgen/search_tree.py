@@ -37,7 +37,7 @@ class Node:
     score: float | None  # None: the verifier gave not-a-number
     verifier_score: float | None
     kept: bool
-    best: bool  # on the path to the best picture of all steps
+    best: bool  # on the path to the search's result, or where it has none yet, to the best picture
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def read_tree(path: str | PathLike[str], pruned: int = 8) -> Tree:
     if not told:
         raise InputError(f"{str(path)!r} has no step yet: the search had not finished one.")
     try:
-        best = _best_path(told)
+        found = [line["tokens"] for line in lines if line.get("kind") == "end"]
+        best = _best_path(told, found[-1] if found else None)
         return Tree(header, [_step(line, best[i], pruned) for i, line in enumerate(told)])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
@@ -100,11 +101,15 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _best_path(steps: Sequence[Mapping[str, Any]]) -> list[int | None]:
-    """In each step, the row of the pool that led to the best picture of all; None after it."""
+def _best_path(steps: Sequence[Mapping[str, Any]], found: Sequence[int] | None) -> list[int | None]:
+    """In each step, the row of the pool that led to the result, which has the tokens `found`, or
+    where there is none, to the best picture of all; None after it."""
     scores = [step["best_score"] for step in steps]
     known = [score for score in scores if score is not None]
     last = scores.index(max(known)) if known else 0
+    tokens = [step["best_tokens"] for step in steps]
+    if found in tokens:  # it may score less than the best, see tfgen.search.reencoding
+        last = tokens.index(found)
     pool = steps[last]["pool"]
     tokens, length = steps[last]["best_tokens"], steps[last]["length"]
     row = pool["tokens"].index(tokens[:length])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.toy_search import run
-from tests.toys import ToyTokenizer, ToyVerifier
+from tests.toys import EvenTokenizer, ToyTokenizer, ToyVerifier
 from tfgen.decoding.engine import DecodeEngine
 from tfgen.decoding.threads import ThreadedEngine
 from tfgen.errors import InputError
@@ -16,14 +16,6 @@ from tfgen.search.settings import SearchSettings
 LENGTH, VOCAB = 4, 20
 
 
-class Rounding(ToyTokenizer):
-    """Its world has pictures of even tokens only: the encoder has never written others."""
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        tokens = super().encode(images)
-        return torch.where(tokens > 0, tokens - tokens % 2, tokens)
-
-
 def many(tokens: tuple[int, ...]) -> float:
     """The best is all 19; each step down costs 0.1. The verifier minds nothing else."""
     return sum(tokens) / 10
@@ -31,7 +23,7 @@ def many(tokens: tuple[int, ...]) -> float:
 
 def read(**options: object) -> SearchResult:
     options = {"beam": 4, "candidates": 10, "seed": 1, "reencode": 3} | options
-    tokenizer = options.pop("tokenizer", None) or Rounding(VOCAB, LENGTH)
+    tokenizer = options.pop("tokenizer", None) or EvenTokenizer(VOCAB, LENGTH)
     function = options.pop("function", many)
     plain = ToyTokenizer(VOCAB, LENGTH)  # the verifier sees all tokens
     return run(function, tokenizer=tokenizer, verifier=ToyVerifier(plain, function), **options)
@@ -71,7 +63,7 @@ def test_of_several_the_best_wins_though_the_best_picture_was_read_wrong():
     """An encoder that takes the best for something else altogether."""
     best = read(reencode=0).tokens
 
-    class Misreading(Rounding):
+    class Misreading(EvenTokenizer):
         def encode(self, images):
             tokens = super().encode(images)
             wrong = (ToyTokenizer.encode(self, images) == best).all(dim=1)
@@ -124,13 +116,13 @@ def test_a_lookahead_is_encoded_again_too():
 
 
 def test_where_memory_is_short_fewer_are_encoded_at_a_time():
-    result = read(tokenizer=Rounding(VOCAB, LENGTH, max_rows=2), reencode=4, reencode_loss=9.0)
+    result = read(tokenizer=EvenTokenizer(VOCAB, LENGTH, max_rows=2), reencode=4, reencode_loss=9.0)
     assert torch.equal(result.tokens, read(reencode=4, reencode_loss=9.0).tokens)
 
 
 @pytest.mark.parametrize("engine", [PlainEngine, ThreadedEngine])
 def test_every_engine_can(engine: type[DecodeEngine]):
-    tokenizer = Rounding(VOCAB, LENGTH)
+    tokenizer = EvenTokenizer(VOCAB, LENGTH)
     made = engine(tokenizer, ToyVerifier(tokenizer, many))
     assert made.encode_again(torch.tensor([[3, 8], [19, 0]])).tolist() == [[2, 8], [18, 0]]
 
