@@ -41,7 +41,7 @@ def scene(model: SpritesModel, present: list[list[float]]) -> tuple[Layered, Ten
 
 def test_an_enlarger_paints_eight_times_the_side_of_what_it_sees() -> None:
     """The painter doubles that side; this is SCALE times the painter's."""
-    enlarger = Enlarger(latent=16, inputs=8, out=4)
+    enlarger = Enlarger(latent=16, painter=(16, 8), out=4, side=12, own=8)
     assert enlarger(torch.zeros(2, 8, 6, 6), torch.zeros(2, 16)).shape == (2, 4, 48, 48)
     assert SCALE == 4
 

@@ -82,14 +82,14 @@ class Trunk(nn.Module):
         return self.leave(x)
 
 
-class Painter(nn.Module):
-    """A description Float[N, latent] -> a picture Float[N, out, side, side], unbounded.
+class Stages(nn.Module):
+    """A description Float[N, latent] -> features, twice as large after each stage but the first.
 
     Convolutions with nearest up-sampling (no transposed ones: those leave checkerboards), each
-    stage modulated by the description.
+    stage modulated by the description. side: that would be next.
     """
 
-    def __init__(self, latent: int, widths: tuple[int, ...], out: int, side: int):
+    def __init__(self, latent: int, widths: tuple[int, ...], side: int):
         super().__init__()
         self.start = side >> len(widths)
         self.widths = widths
@@ -100,7 +100,6 @@ class Painter(nn.Module):
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, w, affine=False) for w in widths)
         self.styles = nn.Linear(latent, 2 * sum(widths))
-        self.out = nn.Conv2d(widths[-1], 4 * out, 3, padding=1)
 
     def features(self, latent: Tensor) -> Tensor:
         """The last stage, Float[N, widths[-1], side / 2, side / 2]."""
@@ -111,6 +110,14 @@ class Painter(nn.Module):
             x = conv_enlarged(x, conv) if i > 0 else conv(x)
             x = modulated(norm(x), style)
         return x
+
+
+class Painter(Stages):
+    """A description Float[N, latent] -> a picture Float[N, out, side, side], unbounded."""
+
+    def __init__(self, latent: int, widths: tuple[int, ...], out: int, side: int):
+        super().__init__(latent, widths, side)
+        self.out = nn.Conv2d(widths[-1], 4 * out, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
         return F.pixel_shuffle(self.out(self.features(latent)), 2)

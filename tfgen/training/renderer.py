@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from tfgen.packing import pack
 from tfgen.tokenizers.sprites import RENDERER_FILE, SpritesTokenizer
 from tfgen.tokenizers.sprites_render import SCALE, SpritesRenderer
 from tfgen.training.common import (
@@ -43,9 +44,8 @@ def main() -> None:
 
 
 def export(renderer: SpritesRenderer, folder: Path) -> None:
-    """Write renderer.safetensors, float16, into the tokenizer's folder."""
-    state = {k: v.half().contiguous() for k, v in renderer.state_dict().items()}
-    save_file(state, folder / RENDERER_FILE)
+    """Write renderer.safetensors, packed, into the tokenizer's folder."""
+    save_file(pack(renderer.state_dict()), folder / RENDERER_FILE)
 
 
 def train(
