@@ -60,8 +60,8 @@ class DecodeEngine(ABC):
         return self.tokenizer.draft(tokens)
 
     def encode_again(self, tokens: Tensor) -> Tensor:
-        """Int64[N, k] -> the tokenizer's own tokens of their pictures, as `Engine.encode_again`."""
-        return self.tokenizer.encode(self.tokenizer.decode(tokens))[:, : tokens.shape[1]]
+        """Int64[N, k] -> Int64[N, k], as `Tokenizer.encode_again`."""
+        return self.tokenizer.encode_again(tokens)
 
     def bucket(self, length: int) -> int:
         """The length that prefixes of `length` tokens are padded to. Here: none are."""

@@ -82,8 +82,7 @@ class Engine(Protocol):
         """`tokenizer.draft`, up to what drafts may differ by: Int64[N, k] -> pictures."""
 
     def encode_again(self, tokens: Tensor) -> Tensor:
-        """The first k tokens as which the tokenizer encodes these prefixes' pictures, Int64[N, k]
-        -> Int64[N, k]."""
+        """`tokenizer.encode_again`: Int64[N, k] -> Int64[N, k]."""
 
 
 class PlainEngine:
@@ -103,7 +102,7 @@ class PlainEngine:
         return self.tokenizer.draft(tokens)
 
     def encode_again(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.encode(self.tokenizer.decode(tokens))[:, : tokens.shape[1]]
+        return self.tokenizer.encode_again(tokens)
 
 
 class Evaluator:

@@ -47,7 +47,8 @@ class Step:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best prefix that a search ever saw, and how it went.
+    """The best prefix that a search ever saw, or what its picture was encoded again as, and how
+    it went.
 
     `tokens` are those of the picture that has `score`. In a lookahead that may be a rollout: it was
     decoded and scored like any prefix, so it counts as one.

@@ -56,6 +56,10 @@ class Tokenizer(ABC):
     def encode(self, images: Tensor) -> Tensor:
         """Float[N, 3, H, W] in [0, 1] -> Int64[N, num_tokens]."""
 
+    def encode_again(self, tokens: Tensor) -> Tensor:
+        """Int64[N, k] -> Int64[N, k]: the first k tokens that `encode` gives of their pictures."""
+        return self.encode(self.decode(tokens))[:, : tokens.shape[1]]
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A short hex hash of the weights."""
