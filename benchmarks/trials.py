@@ -151,6 +151,7 @@ class Trials:
             "prior": pipeline.prior.name if prior is None else prior,
             "models": {
                 **pipeline.fingerprints,
+                "tokenizer": pipeline.tokenizer.picture_fingerprint(),  # the judge sees pictures
                 "score": self.setup.score,
                 **prints(words=self._words(), prior=self._prior_files(pipeline.prior.name, prior)),
             },

@@ -287,7 +287,7 @@ class Pipeline:
             "negative": list(negative),
             "model": {
                 "name": self.model_name or self.tokenizer.name,
-                "fingerprint": self.fingerprints["tokenizer"],
+                "fingerprint": self.tokenizer.picture_fingerprint(),
             },
             "verifier": {
                 "name": self.verifier_name or self.verifier.name,

@@ -62,11 +62,12 @@ def replay(path: str | PathLike[str], *, model: str | None = None, device: str =
         ) from error
     place = find_device(device)
     tokenizer = hub.load_tokenizer(model or name, place)
-    if tokenizer.fingerprint() != fingerprint:
+    here = tokenizer.picture_fingerprint()
+    if here != fingerprint:
         raise InputError(
             f"{str(path)!r} was made with other weights of {name!r} (fingerprint {fingerprint}, "
             f"by tfgen {recipe.get('tfgen', 'unknown')}) than {model or name!r} has here "
-            f"({tokenizer.fingerprint()}): give the folder with those weights as --model."
+            f"({here}): give the folder with those weights as --model."
         )
     tokenizer.check(row[None])
     image = render(tokenizer.for_seed(recipe.get("seed", 0)), row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from tests.toy_world import tokenizer_model
 from tfgen.tokenizers import sprites_model
-from tfgen.tokenizers.sprites_model import Layered, SpritesModel
-from tfgen.tokenizers.sprites_render import SCALE, Enlarger, SpritesRenderer
+from tfgen.tokenizers.sprites_model import Layered, SpritesModel, Stages
+from tfgen.tokenizers.sprites_render import SCALE, Enlarger, Memory, SpritesRenderer
 
 SMALL, LARGE = 32, 32 * SCALE
 
@@ -22,10 +23,16 @@ def model() -> SpritesModel:
     return tokenizer_model(SMALL).eval().requires_grad_(False)
 
 
-@pytest.fixture
-def renderer(model: SpritesModel) -> SpritesRenderer:
+@pytest.fixture(params=["stages", "memory"])
+def renderer(request: pytest.FixtureRequest, model: SpritesModel) -> SpritesRenderer:
+    """One that paints objects anew by stages of its own, and one that remembers their kinds."""
     torch.manual_seed(1)
-    return SpritesRenderer(model.cfg).eval().requires_grad_(False)
+    remembered = {"kinds": 5, "memory": 3, "grounds": 4, "ground_memory": 2}
+    remembered = remembered if request.param == "memory" else {}
+    made = SpritesRenderer(replace(model.cfg, **remembered)).eval().requires_grad_(False)
+    for enlarger in (made.background, made.object):
+        assert isinstance(enlarger.own, Memory if remembered else Stages)
+    return made
 
 
 def scene(model: SpritesModel, present: list[list[float]]) -> tuple[Layered, Tensor]:
@@ -41,9 +48,19 @@ def scene(model: SpritesModel, present: list[list[float]]) -> tuple[Layered, Ten
 
 def test_an_enlarger_paints_eight_times_the_side_of_what_it_sees() -> None:
     """The painter doubles that side; this is SCALE times the painter's."""
-    enlarger = Enlarger(latent=16, painter=(16, 8), out=4, side=12, own=8)
-    assert enlarger(torch.zeros(2, 8, 6, 6), torch.zeros(2, 16)).shape == (2, 4, 48, 48)
+    for own in (Stages(16, (8, 8), side=12), Memory(16, kinds=3, channels=8, side=6)):
+        enlarger = Enlarger(latent=16, painter_width=8, own=own, own_width=8, out=4)
+        assert enlarger(torch.zeros(2, 8, 6, 6), torch.zeros(2, 16)).shape == (2, 4, 48, 48)
     assert SCALE == 4
+
+
+def test_a_memory_gives_what_it_keeps_of_what_is_described_best() -> None:
+    torch.manual_seed(0)
+    memory = Memory(latent=3, kinds=3, channels=2, side=6).requires_grad_(False)
+    memory.keys.weight.copy_(torch.eye(3))
+    memory.keys.bias.zero_()
+    described = torch.tensor([[0.0, 0.0, 5.0], [0.6, 0.5, 0.0]])
+    assert torch.equal(memory.features(described), memory.values[[2, 0]])
 
 
 def test_layers_are_painted_at_four_times_the_size(

@@ -54,6 +54,7 @@ CLIP = {k: v for k, v in LEARNED.items() if k != "batch"} | {
 MODEL = SIZES | {"image_size": 64, "encoder_widths": [32, 64, 128, 192], "scribe": 16}
 MODEL |= {"kinds": len(load_objects("small")), "colours": len(COLOURS)}
 MODEL |= {"grounds": len(BACKGROUNDS), "levels": [8, 3, 4]}
+MODEL |= {"memory": 2, "ground_memory": 2}
 PART = {"steps": 2, "batch": 8, "peak_lr": 1e-3}
 CONFIGS: dict[str, dict[str, Any]] = {
     "apart_small": {k: v for k, v in LEARNED.items() if k not in PART}
@@ -303,12 +304,13 @@ def test_lost_and_changed_files_are_refused(
 def test_a_stage_made_anew_makes_those_after_it_stale(
     kitchen: Kitchen, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.rmtree(kitchen.out / "stages" / "renderer")
-    config = CONFIGS["renderer_small"] | {"seed": 2}
-    (kitchen.configs / "renderer_small.json").write_text(json.dumps(config))
+    shutil.rmtree(kitchen.out / "stages" / "clip_pairs")
+    config = CONFIGS["clip_small_pairs"] | {"seed": 2}
+    (kitchen.configs / "clip_small_pairs.json").write_text(json.dumps(config))
     assert kitchen.cook() == 2
-    assert "stage prior began with other files of tokenizer, renderer" in capsys.readouterr().err
-    assert "digests" in kitchen.state("renderer")
+    told = "stage found began with other files of tokenizer, prior, clip_pairs"
+    assert told in capsys.readouterr().err
+    assert "digests" in kitchen.state("clip_pairs")
 
 
 def test_search_defaults_that_a_user_has_set_stay(kitchen: Kitchen) -> None:
@@ -379,8 +381,8 @@ def test_a_cpus_configs_are_of_the_packaged_models_sizes(tier: str) -> None:
             ours, theirs = config.get(sizes), small[name].get(sizes)
             if sizes == "model" and name in ("apart", "tokenizer"):
                 kinds = {"kinds": len(load_objects(tier))}
-                scribe = {"scribe": 1024 if tier == "full" else 512}
-                assert ours == theirs | kinds | scribe, name
+                many = {"scribe": 1024, "memory": 4} if tier == "full" else {}
+                assert ours == theirs | kinds | many, name
             else:
                 assert ours == theirs, name
     starts = {name: config["start"] for name, config in configs.items() if "start" in config}

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.toy_world import make_world, write_tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import renderer
+from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.common import load_config
 from tfgen.training.world import World
 
@@ -75,6 +76,25 @@ def test_a_renderer_learns_a_few_scenes_and_leaves_the_tokenizer_alone(
     assert tokenizer.fingerprint() == before
 
 
+def test_memories_are_taught_what_is_there(
+    world: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "tokenizer.json"
+    config = json.loads(path.read_text())
+    grounds = len(BACKGROUNDS) * world.variants
+    config["model"] |= {"kinds": world.num_objects, "memory": 2}
+    config["model"] |= {"grounds": grounds, "ground_memory": 2}
+    path.write_text(json.dumps(config))
+    tokenizer = SpritesTokenizer.load(folder)
+    few = world.sample(4, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(world, "sample", lambda *_: few)
+    monkeypatch.setattr(renderer, "learning_rate", lambda *_, **__: 5e-3)
+    renderer.train(CONFIG, tmp_path / "run", "cpu", tokenizer, world, until=15)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    seen = [json.loads(line)["naming"] for line in lines]
+    assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
+
+
 def test_the_script_writes_what_the_tokenizer_renders_with(
     world: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,3 +122,15 @@ def test_the_script_writes_what_the_tokenizer_renders_with(
 def test_the_config_has_the_settings_that_the_script_reads() -> None:
     config = load_config(Path(renderer.__file__).parent / "configs" / "renderer_small.json", [])
     assert set(config) == set(CONFIG)
+
+
+def test_what_is_painted_is_what_a_memory_reads() -> None:
+    true = torch.tensor([2, 0])
+    painted, loss = renderer.read(None, true)
+    assert torch.equal(painted, true) and loss == 0
+    said = torch.tensor([[0.0, 4.0, 3.0], [9.0, 0.0, 0.0]])
+    painted, loss = renderer.read(said, true)
+    assert painted.tolist() == [1, 0]
+    assert loss == pytest.approx(
+        float(torch.log(1 + torch.e**1 + torch.tensor(-3.0).exp())) / 2, abs=1e-3
+    )

@@ -62,7 +62,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short hex hash of the weights."""
+        """A short hex hash of the weights of `encode` and `decode`: what tokens mean, on which
+        every table of them depends."""
+
+    def picture_fingerprint(self) -> str:
+        """And of what `render` has besides: what final pictures depend on."""
+        return self.fingerprint()
 
     def render(self, tokens: Tensor) -> Tensor:
         """The final picture, Float[N, 3, render_size, render_size]; by default `decode`'s."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_json, read_safetensors
@@ -66,12 +66,10 @@ class SpritesTokenizer(Tokenizer):
         return self.model.to_places.weight.device
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for network in filter(None, (self.model, self.renderer)):
-            for name, value in sorted(network.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(value.half().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return _fingerprint(self.model)
+
+    def picture_fingerprint(self) -> str:
+        return _fingerprint(*filter(None, (self.model, self.renderer)))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -127,6 +125,15 @@ class SpritesTokenizer(Tokenizer):
 
     def code_embeddings(self) -> Tensor:
         return self.fsq.to_codes(torch.arange(self.vocab_size, device=self.device))
+
+
+def _fingerprint(*networks: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _create(path: Path) -> tuple[SpritesConfig, SpritesModel]:

@@ -30,7 +30,9 @@ class SpritesConfig:
     stage doubling the side; slot_depth: residual blocks over each object's description, the same
     for all slots, so that what a kind of object looks like is learned once; scribe: width of the
     network that writes the code of what the encoder has read, of which there are so many kinds of
-    object, colours, and variants of backgrounds (all 0: the encoder writes it at once).
+    object, colours, and variants of backgrounds (all 0: the encoder writes it at once); memory,
+    ground_memory: channels of what the renderer remembers of each kind and of each variant of a
+    background (0: it remembers none).
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -49,6 +51,8 @@ class SpritesConfig:
     kinds: int = 0
     colours: int = 0
     grounds: int = 0
+    memory: int = 0
+    ground_memory: int = 0
 
 
 class Layered(NamedTuple):

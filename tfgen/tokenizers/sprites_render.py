@@ -2,7 +2,9 @@
 
 A search decodes thousands of prefixes at 64 pixels; only the winner is worth more. The enlargers go
 on from the painters' last features, so the large picture shows exactly what was searched for; what
-is too fine for those, such as eyes, they paint from the descriptions anew.
+is too fine for those, such as eyes and stars, comes from the descriptions anew: painted by stages
+of the enlarger's own or, if the tokenizer's config says so, from a memory of what each kind of
+object and each background looks like.
 """
 
 from __future__ import annotations
@@ -26,42 +28,71 @@ from tfgen.tokenizers.subpixel import conv_enlarged
 SCALE = 4
 
 
+class Memory(nn.Module):
+    """Descriptions Float[N, latent] -> Float[N, channels, side, side], what is kept of the kind of
+    object, or the background, that each describes best.
+
+    One is chosen, however doubtful: a mixture of two is neither. Colours of objects are not kept: a
+    kind has the same shape in every colour, and the descriptions modulate what comes after.
+    """
+
+    def __init__(self, latent: int, kinds: int, channels: int, side: int):
+        super().__init__()
+        self.keys = nn.Linear(latent, kinds)
+        self.values = nn.Parameter(torch.randn(kinds, channels, side, side) / 2)
+
+    def features(self, latent: Tensor) -> Tensor:
+        return self.values[self.keys(latent).argmax(dim=1)]
+
+
 class Enlarger(nn.Module):
     """A painter's last features Float[N, C, s, s] and its descriptions Float[N, latent] ->
     Float[N, out, 8 s, 8 s], unbounded.
 
     The painter itself turns s into 2 s pixels, its picture's side; this is SCALE times that. own:
-    width of the stages that paint features anew, as many as the painter's; widths: of those after.
+    gives Float[N, own_width, s, s] of what the painter's features lack; widths: of the convolutions
+    after both, of which the last two double the side.
     """
 
     def __init__(
         self,
         latent: int,
-        painter: tuple[int, ...],
+        painter_width: int,
+        own: Stages | Memory,
+        own_width: int,
         out: int,
-        side: int,
-        own: int,
-        widths: tuple[int, int] = (48, 24),
+        widths: tuple[int, ...] = (48, 24),
     ):
         super().__init__()
         self.refined = nn.ModuleList(residual(latent, 4 * latent) for _ in range(2))
-        self.stages = Stages(latent, (own,) * len(painter), side)
+        self.own = own
         self.widths = widths
-        before = painter[-1] + own
+        inputs = (painter_width + own_width, *widths[:-1])
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip((before, widths[0]), widths, strict=True)
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(inputs, widths, strict=True)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, w, affine=False) for w in widths)
         self.styles = nn.Linear(latent, 2 * sum(widths))
         self.out = nn.Conv2d(widths[-1], 4 * out, 3, padding=1)
 
-    def forward(self, features: Tensor, latent: Tensor) -> Tensor:
+    def described(self, latent: Tensor) -> Tensor:
+        """The descriptions as `own` is given them, of the same shape."""
         for block in self.refined:
             latent = latent + block(latent)
-        x = torch.cat([features, self.stages.features(latent)], dim=1)
+        return latent
+
+    def named(self, latent: Tensor) -> Tensor | None:
+        """What a memory reads in descriptions: logits Float[N, kinds]; None without a memory."""
+        return self.own.keys(self.described(latent)) if isinstance(self.own, Memory) else None
+
+    def forward(self, features: Tensor, latent: Tensor) -> Tensor:
+        latent = self.described(latent)
+        x = torch.cat([features, self.own.features(latent).to(features.dtype)], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
         styles = self.styles(latent)[..., None, None].split([2 * w for w in self.widths], dim=1)
-        for conv, norm, style in zip(self.convs, self.norms, styles, strict=True):
-            x = modulated(norm(conv_enlarged(x, conv)), style)
+        for i, (conv, norm, style) in enumerate(zip(self.convs, self.norms, styles, strict=True)):
+            x = conv_enlarged(x, conv) if i >= len(self.widths) - 2 else conv(x)
+            x = modulated(norm(x), style)
         return F.pixel_shuffle(self.out(x), 2)
 
 
@@ -70,8 +101,12 @@ class SpritesRenderer(nn.Module):
 
     def __init__(self, cfg: SpritesConfig):
         super().__init__()
-        self.background = Enlarger(cfg.latent, cfg.background_widths, 3, cfg.image_size, own=96)
-        self.object = Enlarger(cfg.latent, cfg.object_widths, 4, cfg.canvas_size, own=128)
+        self.background = _enlarger(
+            cfg, cfg.background_widths, cfg.image_size, 96, 3, cfg.grounds, cfg.ground_memory
+        )
+        self.object = _enlarger(
+            cfg, cfg.object_widths, cfg.canvas_size, 128, 4, cfg.kinds, cfg.memory
+        )
         self.size = SCALE * cfg.image_size
 
     def paint_background(self, model: SpritesModel, trunk: Tensor) -> Tensor:
@@ -93,3 +128,21 @@ class SpritesRenderer(nn.Module):
         canvases = self.paint_objects(model, layered.slots[rows, slots])
         painted = place(canvases, layered.boxes[rows, slots], self.size)
         return compose(background, painted, rows, slots)
+
+
+def _enlarger(
+    cfg: SpritesConfig,
+    painter: tuple[int, ...],
+    side: int,
+    own_width: int,
+    out: int,
+    kinds: int,
+    memory: int,
+) -> Enlarger:
+    """With a memory of so many channels of each kind or, of none, with stages of own_width."""
+    if not memory:
+        own = Stages(cfg.latent, (own_width,) * len(painter), side)
+        return Enlarger(cfg.latent, painter[-1], own, own_width, out)
+    kept = Memory(cfg.latent, kinds, memory, side // 2)
+    widths = (64, 48, 24)  # the first, to blend before it enlarges
+    return Enlarger(cfg.latent, painter[-1], kept, memory, out, widths)

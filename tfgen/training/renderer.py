@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tfgen.packing import pack
 from tfgen.tokenizers.sprites import RENDERER_FILE, SpritesTokenizer
@@ -26,8 +27,11 @@ from tfgen.training.common import (
     learning_rate,
     load_config,
 )
+from tfgen.training.grafts import FIRST
 from tfgen.training.world import World
 from tfgen.training.writing import tokens_of
+
+NAMING_WEIGHT = 0.1
 
 
 def main() -> None:
@@ -66,30 +70,50 @@ def train(
     renderer = SpritesRenderer(cfg).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(renderer.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
     training = Training(renderer, optimiser, config, folder, until, deadline)
+    objects = world.sprite_bank(SCALE * cfg.canvas_size)  # [kinds, colours, ...]
+    grounds = world.background_bank(renderer.size).flatten(0, 1)
     for step in training:
         generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
         scenes = world.sample(config["batch"], generator)
-        lengths = torch.randint(3, cfg.num_tokens + 1, (len(scenes),), generator=generator)
+        lengths = torch.randint(FIRST, cfg.num_tokens + 1, (len(scenes),), generator=generator)
         few = torch.arange(len(scenes)) < config["backgrounds"]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"]):
             with torch.no_grad():
                 codes = tokenizer.fsq.to_codes(tokens_of(tokenizer, world, scenes))
                 keep = torch.arange(cfg.num_tokens) < lengths[:, None]
-                layered, trunk = model.layers(codes, keep.to(device))
+                trunk = model.trunk(codes, keep.to(device))
+                slots = model.slots(trunk)
             background = renderer.paint_background(model, trunk[few])
-            present, sprites = world.sprite_targets(scenes, SCALE * cfg.canvas_size)
+            said_ground = renderer.background.named(model.to_background(trunk[few]))
             # One object of each scene: the canvases of a scene are often alike.
+            present = scenes.objects >= 0
             first = present & (present.cumsum(1) == 1)
-            canvases = renderer.paint_objects(model, layered.slots[first])
-        target = sprites[first[present]]
+            canvases = renderer.paint_objects(model, slots[first])
+            said_kind = renderer.object.named(slots[first])
+        ground, naming_ground = read(said_ground, scenes.grounds(world.variants)[few])
+        kind, naming_kind = read(said_kind, scenes.objects[first])
+        scenery = grounds[ground].float() / 255
+        sprites = objects[kind, scenes.colours[first]].float() / 255
         parts = {
-            "background": F.l1_loss(background, world.backgrounds(scenes[few], renderer.size)),
-            "canvas": F.l1_loss(canvases, target) + F.mse_loss(canvases, target),
+            "background": F.l1_loss(background, scenery),
+            "canvas": F.l1_loss(canvases, sprites) + F.mse_loss(canvases, sprites),
+            "naming": NAMING_WEIGHT * (naming_ground + naming_kind),
         }
         rate = learning_rate(step, config["steps"], config["peak_lr"], warmup=100, flat=0.3)
         training.learn(sum(parts.values()), parts, rate)
     training.finish()
     return renderer
+
+
+def read(said: Tensor | None, true: Tensor) -> tuple[Tensor, Tensor]:
+    """What is to be painted, Int64[N], and the loss of naming it: a memory paints what it reads in
+    a description, and learns to read what is there; without a memory it is what is there.
+
+    said: logits Float[N, kinds]; true: Int64[N].
+    """
+    if said is None:
+        return true, torch.zeros((), device=true.device)
+    return said.argmax(dim=1), F.cross_entropy(said.float(), true)
 
 
 if __name__ == "__main__":

@@ -295,11 +295,10 @@ STAGES = (
         (f"{SPRITES}/{RENDERER_FILE}",),
         train_renderer,
     ),
-    # From here on the tokenizer's fingerprint, which is of the renderer too, stays as it is.
     Stage(
         "prior",
         "prior_{}.json",
-        ("tokenizer", "renderer"),
+        ("tokenizer",),
         (f"{SPRITES}/{PRIOR_FILE}",),
         count_prior(SPRITES),
     ),
@@ -328,7 +327,7 @@ STAGES = (
     Stage(
         "found",
         "found_{}.json",
-        ("tokenizer", "renderer", "prior", "clip_pairs"),
+        ("tokenizer", "prior", "clip_pairs"),
         (FOUND,),
         search_for_captions("clip_pairs"),
     ),
@@ -343,21 +342,21 @@ STAGES = (
     Stage(
         "bank",
         "bank_{}.json",
-        ("tokenizer", "renderer", "clip_found"),
+        ("tokenizer", "clip_found"),
         (f"{SPRITES}/{BANK_FILE}",),
         build_bank,
     ),
     Stage(
         "atlas",
         "",
-        ("tokenizer", "renderer", "clip_found"),
+        ("tokenizer", "clip_found"),
         (f"{SPRITES}/{ATLAS_FILE}",),
         build_atlas,
     ),
     Stage(
         "autoregressive",
         "autoregressive_{}.json",
-        ("tokenizer", "renderer", "clip_found"),
+        ("tokenizer", "clip_found"),
         (f"{SPRITES}/{AUTOREGRESSIVE_FILE}",),
         train_autoregressive(SPRITES),
     ),
