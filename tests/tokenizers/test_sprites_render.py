@@ -78,6 +78,18 @@ def test_layers_are_painted_at_four_times_the_size(
     assert (canvases[:, :3] <= canvases[:, 3:]).all()  # premultiplied
 
 
+def test_of_a_description_of_no_background_the_typical_one_is_painted(model: SpritesModel) -> None:
+    torch.manual_seed(1)
+    sizes = replace(model.cfg, grounds=4, ground_memory=2)
+    renderer = SpritesRenderer(sizes).eval().requires_grad_(False)
+    assert renderer.typical is not None
+    renderer.typical.normal_()
+    trunk = 30 * torch.randn(3, model.cfg.width)
+    read = renderer.background.named(model.to_background(trunk)).argmax(1)
+    expected = renderer.paint_described(model, renderer.typical[read])
+    assert torch.equal(renderer.paint_background(model, trunk), expected)
+
+
 def test_a_rendered_picture_does_not_depend_on_its_batch(
     model: SpritesModel, renderer: SpritesRenderer
 ) -> None:

@@ -89,8 +89,9 @@ def test_memories_are_taught_what_is_there(
     few = world.sample(4, torch.Generator().manual_seed(0))
     monkeypatch.setattr(world, "sample", lambda *_: few)
     monkeypatch.setattr(renderer, "learning_rate", lambda *_, **__: 5e-3)
-    renderer.train(CONFIG, tmp_path / "run", "cpu", tokenizer, world, until=15)
+    trained = renderer.train(CONFIG, tmp_path / "run", "cpu", tokenizer, world, until=15)
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert trained.typical is not None and trained.typical.abs().max() > 0
     seen = [json.loads(line)["naming"] for line in lines]
     assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
 
@@ -134,3 +135,14 @@ def test_what_is_painted_is_what_a_memory_reads() -> None:
     assert loss == pytest.approx(
         float(torch.log(1 + torch.e**1 + torch.tensor(-3.0).exp())) / 2, abs=1e-3
     )
+
+
+def test_a_lost_star_counts_more_than_as_many_pixels_of_sky() -> None:
+    night = torch.full((1, 3, 32, 32), 0.1)
+    starry = night.clone()
+    starry[..., 10:12, 10:12] = 1.0
+    lost = renderer.detailed_error(night, starry)
+    spoilt = starry.clone()
+    spoilt[..., 24:26, 24:26] = 1.0
+    assert lost > 5 * renderer.detailed_error(spoilt, starry) > 0
+    assert renderer.detailed_error(starry, starry) == 0

@@ -108,10 +108,25 @@ class SpritesRenderer(nn.Module):
             cfg, cfg.object_widths, cfg.canvas_size, 128, 4, cfg.kinds, cfg.memory
         )
         self.size = SCALE * cfg.image_size
+        self.typical = None  # descriptions of the backgrounds that are remembered
+        if cfg.ground_memory:
+            self.typical = nn.Parameter(torch.zeros(cfg.grounds, cfg.latent))
 
     def paint_background(self, model: SpritesModel, trunk: Tensor) -> Tensor:
-        """The trunk's output Float[N, width] -> Float[N, 3, size, size] in [0, 1]."""
+        """The trunk's output Float[N, width] -> Float[N, 3, size, size] in [0, 1].
+
+        A search finds descriptions of no background, where a prompt names none; of what the memory
+        reads there the typical one is painted, or its details would be those of no background too.
+        """
         latent = model.to_background(trunk)
+        if self.typical is not None:
+            said = self.background.named(latent)
+            assert said is not None
+            latent = self.typical[said.argmax(dim=1)]
+        return self.paint_described(model, latent)
+
+    def paint_described(self, model: SpritesModel, latent: Tensor) -> Tensor:
+        """Backgrounds' own descriptions Float[N, latent] -> Float[N, 3, size, size] in [0, 1]."""
         return torch.sigmoid(self.background(model.background.features(latent), latent).float())
 
     def paint_objects(self, model: SpritesModel, slots: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from tfgen.training.world import World
 from tfgen.training.writing import tokens_of
 
 NAMING_WEIGHT = 0.1
+DETAIL_WEIGHT = 20.0
 
 
 def main() -> None:
@@ -83,26 +84,38 @@ def train(
                 keep = torch.arange(cfg.num_tokens) < lengths[:, None]
                 trunk = model.trunk(codes, keep.to(device))
                 slots = model.slots(trunk)
-            background = renderer.paint_background(model, trunk[few])
-            said_ground = renderer.background.named(model.to_background(trunk[few]))
+            described = model.to_background(trunk[few])
+            background = renderer.paint_described(model, described)
+            said_ground = renderer.background.named(described)
             # One object of each scene: the canvases of a scene are often alike.
             present = scenes.objects >= 0
             first = present & (present.cumsum(1) == 1)
             canvases = renderer.paint_objects(model, slots[first])
             said_kind = renderer.object.named(slots[first])
-        ground, naming_ground = read(said_ground, scenes.grounds(world.variants)[few])
+        true_ground = scenes.grounds(world.variants)[few]
+        ground, naming_ground = read(said_ground, true_ground)
         kind, naming_kind = read(said_kind, scenes.objects[first])
         scenery = grounds[ground].float() / 255
         sprites = objects[kind, scenes.colours[first]].float() / 255
         parts = {
-            "background": F.l1_loss(background, scenery),
+            "background": detailed_error(background, scenery),
             "canvas": F.l1_loss(canvases, sprites) + F.mse_loss(canvases, sprites),
             "naming": NAMING_WEIGHT * (naming_ground + naming_kind),
         }
+        if renderer.typical is not None:
+            parts["typical"] = F.mse_loss(renderer.typical[true_ground], described.float())
         rate = learning_rate(step, config["steps"], config["peak_lr"], warmup=100, flat=0.3)
         training.learn(sum(parts.values()), parts, rate)
     training.finish()
     return renderer
+
+
+def detailed_error(painted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of pictures Float[N, 3, S, S] in which a pixel counts the more the more
+    it differs from those around it: else stars and rain, few pixels in many, are never painted."""
+    around = F.avg_pool2d(F.pad(target, (4, 4, 4, 4), mode="reflect"), 9, stride=1)
+    weight = 1 + DETAIL_WEIGHT * (target - around).abs().mean(dim=1, keepdim=True)
+    return ((painted - target).abs() * weight).mean() / weight.mean()
 
 
 def read(said: Tensor | None, true: Tensor) -> tuple[Tensor, Tensor]:
