@@ -253,3 +253,12 @@ def test_open_clip_models_in_the_cache_are_listed_and_others_are_not(hub_cache: 
     cache_repository(hub_cache, "someone/chatbot", "model.safetensors", 99)
     assert rows()["hf-hub:laion/CLIP-tiny"]["role"] == "verifier"
     assert not any("chatbot" in name for name in rows())
+
+
+def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
+    """One of 128 bytes begins as a pickle does."""
+    path = tmp_path / "weights.safetensors"
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(128)
+    path.write_bytes(struct.pack("<Q", 128) + header.encode() + struct.pack("<f", 2.5))
+    assert path.read_bytes().startswith(b"\x80")
+    assert hub.read_safetensors(path)["a"].tolist() == [2.5]

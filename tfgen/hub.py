@@ -349,7 +349,9 @@ def reading_safetensors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise InputError(f"There is no weights file {str(path)!r}.")
     with path.open("rb") as file:
         head = file.read(32)
-    if path.suffix.lower() in PICKLE_SUFFIXES or head.startswith((b"PK\x03\x04", b"\x80")):
+    # The length of a safetensors header may begin with any byte, but after it comes JSON.
+    pickled = head.startswith((b"PK\x03\x04", b"\x80")) and head[8:9] != b"{"
+    if path.suffix.lower() in PICKLE_SUFFIXES or pickled:
         raise InputError(
             f"{str(path)!r} is a pickled checkpoint, which can run code when it is loaded: "
             "convert it to safetensors, the only format tfgen reads."
