@@ -1,10 +1,10 @@
 """The large decoder of `sprites`: the same layers, painted at four times the size.
 
 A search decodes thousands of prefixes at 64 pixels; only the winner is worth more. The enlargers go
-on from the painters' last features, so the large picture shows exactly what was searched for; what
-is too fine for those, such as eyes and stars, comes from the descriptions anew: painted by stages
-of the enlarger's own or, if the tokenizer's config says so, from a memory of what each kind of
-object and each background looks like.
+on from the painters' last features; what is too fine for those, such as eyes and stars, comes from
+the descriptions anew: painted by stages of the enlarger's own or, if the tokenizer's config says
+so, from a memory of what each kind of object and each background looks like. A memory commits to
+the likeliest: what the verifier scored as a smear or a mixture is then shown as one of the two.
 """
 
 from __future__ import annotations
