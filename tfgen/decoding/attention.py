@@ -84,6 +84,7 @@ def norm_attention_triton(
         return out
     dim = width // 3 // heads
     whole, rest = _blocks(tokens)
+    block = max(_SMALLEST, next_power_of_2(dim))
     biased = key_bias is not None
     _norm_attention_kernel[(n * heads,)](
         qkv.contiguous(),
@@ -103,10 +104,11 @@ def norm_attention_triton(
         # float16 alone cannot hold next to those of the smallest.
         SUBTRACT=qkv.dtype == torch.float16 or scale * dim > 64,
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
-        QUERIES=tile.queries,
+        QUERIES=min(tile.queries, whole),
         WHOLE=whole,
         REST=rest,
-        BLOCK=max(_SMALLEST, next_power_of_2(dim)),
+        BLOCK=block,
+        FULL=dim == block,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -121,22 +123,30 @@ def _blocks(tokens: int) -> tuple[int, int]:
 
 
 @jit
-def _normed(x, dim, inside, eps):
-    """Rows of x, Float[rows, BLOCK] of which `dim` features count, normed, in float32."""
+def _normed(x, inside, share, eps, FULL: tl.constexpr):
+    """Rows of x, Float[rows, BLOCK], less their means, and one by their deviations, in float32.
+
+    share: one by the number of features that count; FULL: all of them do.
+    """
     value = x.to(tl.float32)
-    centred = tl.where(inside, value - tl.sum(value, axis=1)[:, None] / dim, 0.0)
-    variance = tl.sum(centred * centred, axis=1)[:, None] / dim
-    return centred * tl.rsqrt(variance + eps)
+    centred = value - (tl.sum(value, axis=1) * share)[:, None]
+    if not FULL:
+        centred = tl.where(inside, centred, 0.0)
+    return centred, tl.rsqrt(tl.sum(centred * centred, axis=1) * share + eps)[:, None]
 
 
 @jit
-def _biased_keys(place, bias, there, dim, d, key_factor, eps, BIASED: tl.constexpr):
+def _biased_keys(
+    place, bias, there, inside, share, key_factor, eps, BIASED: tl.constexpr, FULL: tl.constexpr
+):
     """Keys at `place`, normed, with the bias at `bias` in them: Float[keys, BLOCK]."""
-    read = tl.load(place, mask=there & (d < dim), other=0.0)
-    k = _normed(read, dim, d < dim, eps)
+    read = tl.load(place, mask=there & inside, other=0.0)
+    k, by = _normed(read, inside, share, eps, FULL)
+    k *= by
     if BIASED:
-        offset = tl.load(bias, mask=there, other=0.0).to(tl.float32) * key_factor
-        k = tl.where(d < dim, k + offset, 0.0)
+        k += tl.load(bias, mask=there, other=0.0).to(tl.float32) * key_factor
+        if not FULL:
+            k = tl.where(inside, k, 0.0)
     return k.to(read.dtype)
 
 
@@ -161,9 +171,14 @@ def _norm_attention_kernel(
     WHOLE: tl.constexpr,
     REST: tl.constexpr,
     BLOCK: tl.constexpr,
+    FULL: tl.constexpr,
 ):
     """One program: one head of one sample. As `norm_heads` has it, biases are in the keys, and the
-    scale is in the queries, so that a logit, in units of ln 2, is what the product gives."""
+    scale is in the queries, so that a logit, in units of ln 2, is what the product gives.
+
+    Instructions, not bytes, are what it spends its time on: hence nothing is masked where all
+    features count (FULL), and no vector is divided.
+    """
     sample = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
     stride = 3 * heads * dim
@@ -171,23 +186,28 @@ def _norm_attention_kernel(
     keys, values = queries + heads * dim, queries + 2 * heads * dim
     bias += sample * bias_sample_stride
     d = tl.arange(0, BLOCK)[None, :]
+    features = FULL | (d < dim)  # a mask that is none where all of them count
+    share = 1.0 / dim
     j = tl.arange(0, WHOLE)[:, None]
     at = j * stride + d
     bias_at = bias + j * bias_token_stride
-    k = _biased_keys(keys + at, bias_at, j < tokens, dim, d, key_factor, eps, BIASED)
-    v = tl.load(values + at, mask=d < dim, other=0.0)
+    k = _biased_keys(keys + at, bias_at, j < WHOLE, features, share, key_factor, eps, BIASED, FULL)
+    v = tl.load(values + at, mask=features, other=0.0)
     if REST > 0:
         j = WHOLE + tl.arange(0, REST)[:, None]
         at = j * stride + d
         bias_at = bias + j * bias_token_stride
-        k_rest = _biased_keys(keys + at, bias_at, j < tokens, dim, d, key_factor, eps, BIASED)
-        v_rest = tl.load(values + at, mask=(j < tokens) & (d < dim), other=0.0)
+        k_rest = _biased_keys(
+            keys + at, bias_at, j < tokens, features, share, key_factor, eps, BIASED, FULL
+        )
+        v_rest = tl.load(values + at, mask=(j < tokens) & features, other=0.0)
         beyond = tl.where(WHOLE + tl.arange(0, REST) < tokens, 0.0, -float("inf"))[None, :]
     for first in range(0, tokens, QUERIES):
         i = first + tl.arange(0, QUERIES)[:, None]
-        inside = (i < tokens) & (d < dim)
+        inside = (i < tokens) & features
         read = tl.load(queries + i * stride + d, mask=inside, other=0.0)
-        q = ((_normed(read, dim, d < dim, eps) + query_shift) * scale).to(read.dtype)
+        q, by = _normed(read, features, share, eps, FULL)
+        q = (q * (by * scale) + query_shift * scale).to(read.dtype)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if REST > 0:
             more = tl.dot(q, tl.trans(k_rest), input_precision=PRECISION)
@@ -205,5 +225,5 @@ def _norm_attention_kernel(
             weights_rest = tl.exp2(more)
             total += tl.sum(weights_rest, axis=1)
             result = tl.dot(weights_rest.to(v.dtype), v_rest, result, input_precision=PRECISION)
-        result = (result / total[:, None]).to(out.dtype.element_ty)
+        result = (result * (1.0 / total)[:, None]).to(out.dtype.element_ty)
         tl.store(out + (sample * tokens + i) * (heads * dim) + head * dim + d, result, mask=inside)
