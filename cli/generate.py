@@ -64,6 +64,7 @@ def generate(
     shortlist: o.Shortlist = None,
     shortlist_by: o.ShortlistBy = None,
     screen: o.Screen = False,
+    forecast: o.Forecast = None,
     neighbours: o.Neighbours = None,
     crossover: o.Crossover = None,
     refine: o.Refine = None,

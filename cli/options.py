@@ -222,6 +222,14 @@ ShortlistBy = Annotated[
 Screen = Annotated[
     bool, option(METHOD, "Decode candidates cheaply first, and only the best in full.", "--screen")
 ]
+Forecast = Annotated[
+    int | None,
+    option(
+        METHOD,
+        "Draw N times as many candidates, and decode those that a small network expects to fit.",
+        metavar="N",
+    ),
+]
 Neighbours = Annotated[
     int | None,
     option(METHOD, "After the search let N pictures of the prior's bank compete.", metavar="N"),
@@ -299,8 +307,8 @@ Resume = Annotated[
 SAME = (  # options that are called as the setting is
     "search beam candidates samples tokens schedule prior_strength prior_weight rollouts rollout "
     "rollout_score lookahead_steps branch first_step max_children keep complete shortlist "
-    "shortlist_by neighbours crossover refine anneal reencode reencode_loss budget time_limit "
-    "batch_size"
+    "shortlist_by forecast neighbours crossover refine anneal reencode reencode_loss budget "
+    "time_limit batch_size"
 ).split()
 
 

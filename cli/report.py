@@ -86,7 +86,8 @@ def summary(result: Result, path: Path) -> str:
         f"({rate:,.0f} decodes/s)"
     )
     accounts = result.accounts
-    beside = {"screened": accounts.screened, "known": accounts.cached}
+    beside = {"foretold": accounts.foretold, "screened": accounts.screened}
+    beside |= {"known": accounts.cached}
     beside |= {"encoded again": accounts.encoded, "for gradients": accounts.gradients}
     for what, count in beside.items():
         line += f", {count:,} {what}" if count else ""

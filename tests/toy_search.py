@@ -12,7 +12,7 @@ from tfgen.search import SearchResult, SearchSettings, search
 from tfgen.verifiers.base import Verifier
 
 Score = Callable[[tuple[int, ...]], float]
-OPTIONS = ("callback", "progress", "engine", "cache", "atlas", "trace", "resume", "about")
+OPTIONS = "callback progress engine cache atlas forecaster trace resume about".split()
 
 
 def run(

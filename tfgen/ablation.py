@@ -68,7 +68,7 @@ class Picture:
         }
 
 
-PLAIN = {"atlas": False, "neighbours": 0, "crossover": 0, "reencode": 0}
+PLAIN = {"atlas": False, "neighbours": 0, "crossover": 0, "reencode": 0, "forecast": 1}
 """What would hide what a prior proposes; see `Ablation`."""
 
 

@@ -22,6 +22,7 @@ from tfgen.cache import EmbeddingCache, rounding
 from tfgen.decoding.engine import EngineMaker, engine_maker
 from tfgen.decoding.threads import one_thread
 from tfgen.errors import InputError, TfgenError, unknown
+from tfgen.forecaster import Forecaster
 from tfgen.image_io import pixel_hash, save_png, to_image
 from tfgen.priors.base import Prior
 from tfgen.search import (
@@ -186,6 +187,8 @@ class Pipeline:
         usual = {k: v for k, v in self.defaults.items() if kind in ONLY_FOR.get(k, (kind,))}
         if given.get("screen"):
             usual.pop("shortlist", None)  # it is one or the other
+        if given.get("screen") or given.get("shortlist") or given.get("distinct") is False:
+            usual.pop("forecast", None)
         return SearchSettings(**{**usual, **given})
 
     def generate(
@@ -224,6 +227,11 @@ class Pipeline:
         if settings.atlas:
             atlas = Atlas.find(self.folder, models, tokenizer.vocab_size)
             settings = replace(settings, atlas=atlas is not None)
+        forecaster = None
+        if settings.forecast > 1:
+            forecaster = Forecaster.find(self.folder, tokenizer, self.verifier)
+            if forecaster is None and options.get("forecast") is None:
+                settings = replace(settings, forecast=1)
         try:
             engine, cache = self.engine(tokenizer, self.verifier), self.cache
             about = self._about(prompt, negative, engine)
@@ -243,6 +251,7 @@ class Pipeline:
                     engine=engine,
                     cache=cache,
                     atlas=atlas,
+                    forecaster=forecaster,
                     trace=trace,
                     resume=resume,
                     about=about,

@@ -200,7 +200,16 @@ def test_the_searches_by_name_with_their_options(run: Callable[..., Run]) -> Non
 def test_what_a_search_cost_is_in_recipe_json_and_summary(run: Callable[..., Run]) -> None:
     done = run(PROMPT, "--num-images", "2", "--json", "--budget", "3")
     told = json.loads(done.out)
-    names = {"decodes", "screened", "encoded", "gradients", "cached", "cost", "verifier_calls"}
+    names = {
+        "decodes",
+        "screened",
+        "foretold",
+        "encoded",
+        "gradients",
+        "cached",
+        "cost",
+        "verifier_calls",
+    }
     names |= {"propose_seconds", "decode_seconds", "score_seconds", "peak_memory"}
     for image in told["images"]:
         recipe = load_png(image["path"])[1]

@@ -147,11 +147,13 @@ def test_donors_fit_the_whole_prompt_or_a_part_of_it(monkeypatch) -> None:
         def nearest(self, count, score):
             return self.pictures[score(torch.eye(3)).topk(count).indices]
 
+    prior, verifier = Prior(HELD[:3], VOCAB), Verifier()
     trail = SimpleNamespace(
         settings=SearchSettings(prior_strength=1.0, crossover=1),
-        prior=Prior(HELD[:3], VOCAB),
-        verifier=Verifier(),
+        prior=prior,
+        verifier=verifier,
         target=SimpleNamespace(parts=2),
+        nearest=lambda count: prior.nearest(count, lambda e: verifier.score_embeddings(e, None)),
     )
     assert module._held(trail, 4).tolist() == HELD[[2, 1, 0], :4].tolist()
     trail.target.parts = 0

@@ -88,6 +88,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "threshold_scenes": 4,
     },
     "bank_small": {"tier": "small", "variants": 1, "scenes": 60, "pairs": 0.5},
+    "forecast_small": {k: v for k, v in LEARNED.items() if k != "bf16"}
+    | {"pictures": 2100, "tokens": 8, "width": 8, "depth": 1},
     "autoregressive_small": LEARNED
     | {
         "flat": 0.4,

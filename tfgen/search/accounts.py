@@ -21,6 +21,9 @@ class Accounts:
     screened: int = 0
     """Pictures decoded cheaply, by a screening."""
 
+    foretold: int = 0
+    """Candidates whose embedding was foretold from their tokens; most were not decoded."""
+
     encoded: int = 0
     """Pictures decoded for the tokenizer to encode them again; the verifier did not look."""
 
@@ -32,7 +35,8 @@ class Accounts:
 
     cost: float = 0.0
     """Everything above in full decodes; what a budget limits. What a cache knew costs what its
-    decode would have, so that a budget finds the same with it; what an atlas knew, nothing."""
+    decode would have, so that a budget finds the same with it; what an atlas knew or a forecaster
+    foretold, nothing."""
 
     verifier_calls: int = 0
     """Pictures that the verifier looked at, each as often as it did (`--views`)."""

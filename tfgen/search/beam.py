@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tfgen.search.completion import complete_beam
 from tfgen.search.crossover import cross_over
+from tfgen.search.forecasting import Promising, check_forecast
 from tfgen.search.neighbours import add_neighbours
 from tfgen.search.records import SearchResult
 from tfgen.search.reencoding import reencode
@@ -28,7 +29,8 @@ def beam_search(trail: Trail) -> SearchResult:
         return the best prefix ever seen
 
     With a shortlist, some of the candidates are drawn from the prior, and the others chosen; with a
-    screening, they are the best of more that were looked at as drafts.
+    screening, they are the best of more that were looked at as drafts; with a forecast, of more
+    that were judged by their tokens.
 
     Source: "(1D) Ordered Tokens Enable Efficient Test-Time Search" (arXiv 2604.15453), beam search,
     and its code, SoTo. Where ours differs, unless the settings say otherwise (presets.SOTO does):
@@ -46,6 +48,8 @@ def beam_search(trail: Trail) -> SearchResult:
         check_shortlist(trail)
     if trail.settings.screen:
         check_screening(trail)
+    if trail.settings.forecast > 1:
+        check_forecast(trail)
     return grow(trail, lambda pool: None)
 
 
@@ -74,4 +78,7 @@ def candidates(trail: Trail, length: int) -> Tensor | Iterable[Tensor]:
         return shortlisted(trail, draw, len(prefixes), slice(prefixes.shape[1], length), count)
     if trail.settings.screen:
         return screened(trail, draw, len(prefixes), count)
+    if trail.settings.forecast > 1:
+        many = draw(trail.settings.forecast * count)
+        return Promising(trail, many, len(prefixes) * count).pool()
     return draw(count)

@@ -8,17 +8,14 @@ put together by one exchange.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
+from tfgen.search.forecasting import Promising
 from tfgen.search.plan import REFINED
-from tfgen.search.trail import Trail
+from tfgen.search.trail import DONORS, Trail
 
 PHASE = "crossover"
-DONORS = 64
-"""Pictures of the bank that give tokens."""
 TRIES = 4
 """Children that are drawn, for each that is wanted: some come up twice, or are their parent."""
 
@@ -33,7 +30,9 @@ def cross_over(trail: Trail) -> None:
                    with the tokens from a to b, both drawn, of a donor
             beam = the `beam` best of the pool
 
-    Tokens given as `start` stay. At λ = 0, or where the prior has no bank, the donors are the beam.
+    With a forecast, any prefix of the beam may be the one, and of more children the most promising
+    are decoded. Tokens given as `start` stay. At λ = 0, or where the prior has no bank, the donors
+    are the beam.
 
     Source: two-point crossover (Holland, "Adaptation in Natural and Artificial Systems", 1975).
     """
@@ -43,25 +42,26 @@ def cross_over(trail: Trail) -> None:
     with trail.evaluator.accounts.timed("propose"):
         held = _held(trail, trail.beam.shape[1])
     for _ in range(done, trail.settings.crossover):
+        share = trail.share()
         with trail.evaluator.accounts.timed("propose"):
-            children, parents = _children(trail, held)
-        pool, rows = torch.cat([trail.beam, children]), torch.arange(len(trail.beam))
-        trail.rank(pool, parents=torch.cat([rows, parents]), phase=PHASE)
+            children, parents = _children(trail, held, trail.settings.forecast * share)
+        chosen = Promising(trail, children, share)
+        parents = torch.cat([torch.arange(len(trail.beam)), parents[chosen.rows]])
+        trail.rank(chosen.pool(before=trail.beam), parents=parents, phase=PHASE)
 
 
-def _children(trail: Trail, held: Tensor) -> tuple[Tensor, Tensor]:
+def _children(trail: Trail, held: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     """Int64[N, k], distinct, none of which is in the beam, and Int64[N], each one's parent in it;
-    N is the decodes that the step may make, or less where there are not as many. held: of the bank,
-    Int64[D, k]."""
+    N is what is wanted, or less where there are not as many. held: of the bank, Int64[D, k]."""
     beam, start = trail.beam.cpu(), trail.start.shape[1]
     donors = torch.cat([beam, held])
-    share, length = trail.share(), beam.shape[1]
-    count = TRIES * share
+    length, count = beam.shape[1], TRIES * wanted
+    best = len(beam) if trail.settings.forecast > 1 else min(REFINED, len(beam))
 
     def draw(high: int) -> Tensor:
         return torch.randint(high, (count,), generator=trail.generator)
 
-    mothers, fathers = draw(min(REFINED, len(beam))), draw(len(donors))
+    mothers, fathers = draw(best), draw(len(donors))
     # Two different cuts of the places between tokens, ends included.
     places = length - start + 1
     first = draw(places)
@@ -73,7 +73,7 @@ def _children(trail: Trail, held: Tensor) -> tuple[Tensor, Tensor]:
     seen = set(map(tuple, beam.tolist()))
     rows = []
     for row, child in enumerate(map(tuple, children.tolist())):
-        if child not in seen and len(rows) < share:
+        if child not in seen and len(rows) < wanted:
             seen.add(child)
             rows.append(row)
     return children[rows].to(trail.beam.device), mothers[rows]
@@ -84,8 +84,7 @@ def _held(trail: Trail, length: int) -> Tensor:
     at which a prior is not asked."""
     if not (trail.settings.prior_strength and trail.prior.held):
         return torch.zeros(0, length, dtype=torch.int64)
-    score = partial(trail.verifier.score_embeddings, target=trail.target)
-    donors = [trail.prior.nearest(DONORS, score)]
+    donors = [trail.nearest(DONORS)]
     for part in range(1, 1 + trail.target.parts):
 
         def fit(embeddings: Tensor, part: int = part) -> Tensor:

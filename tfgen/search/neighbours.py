@@ -6,8 +6,6 @@ whole picture that is nearly right, whose embedding is stored, so that finding i
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from tfgen.search.trail import Trail
@@ -28,8 +26,7 @@ def add_neighbours(trail: Trail) -> None:
     if not count or any(step.phase == PHASE for step in trail.steps):
         return
     with trail.evaluator.accounts.timed("propose"):
-        score = partial(trail.verifier.score_embeddings, target=trail.target)
-        nearest = trail.prior.nearest(count, score).to(trail.beam.device)
+        nearest = trail.nearest(count).to(trail.beam.device)
         tokens = nearest[:, : trail.beam.shape[1]]  # [N, k]
         begun = tokens[:, None, : trail.start.shape[1]] == trail.start  # [N, starts, k]
         tokens = tokens[begun.all(dim=2).any(dim=1)]

@@ -31,6 +31,7 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "complete": ("beam", "lookahead"),
     "shortlist": ("beam",),
     "screen": ("beam",),
+    "forecast": ("beam",),
     "neighbours": ("beam", "lookahead"),
     "crossover": ("beam", "lookahead"),
     "refine": ("beam", "lookahead"),
@@ -120,6 +121,10 @@ class SearchSettings:
     """Look at drafts of more candidates than are decoded, and decode the best of them. Drafts are
     charged by the tokenizer's `draft_cost`, within what the candidates may cost."""
 
+    forecast: int = 1
+    """Draw so many times the candidates of a step or crossover, and decode those that a forecaster
+    expects to fit best. From 1, which is no forecast; it needs a forecaster of these models."""
+
     neighbours: int = 0
     """After the search, so many pictures of the prior's bank, those that fit the prompt best by
     their stored embeddings, compete with what was found. From 0; it is 0 where the prior has no
@@ -163,7 +168,7 @@ class SearchSettings:
             value = getattr(self, name)
             if value not in choices and not (name == "complete" and value is None):
                 raise unknown(name, value, choices)
-        for name in ("beam", "candidates", "rollouts"):
+        for name in ("beam", "candidates", "rollouts", "forecast"):
             whole_number(name, getattr(self, name), 1)
         for name in ("refine", "shortlist", "neighbours", "crossover", "reencode"):
             whole_number(name, getattr(self, name), 0)
@@ -197,6 +202,11 @@ class SearchSettings:
             raise InputError("anneal is the temperature of a refinement: give refine too.")
         if self.screen and self.shortlist:
             raise InputError("A step has a screening or a shortlist: use screen with shortlist 0.")
+        if self.forecast > 1 and (self.screen or self.shortlist or not self.distinct):
+            raise InputError(
+                "A forecast chooses among distinct candidates, as a screening or a shortlist does: "
+                "use those, or draws with replacement, with forecast 1."
+            )
 
     @property
     def start_prefixes(self) -> list[list[int]]:

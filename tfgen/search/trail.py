@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,8 +36,13 @@ from tfgen.search.trace import FORMAT, read_step
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Target, Verifier
 
+if TYPE_CHECKING:
+    from tfgen.forecaster import Forecaster
+
 REENCODED = "reencode"
 """The phase of a step whose pictures may be the result though they score less."""
+DONORS = 64
+"""Pictures of the prior's bank that are looked up at a time."""
 CAUTION = 0.9
 """Of the decodes that the time seems to allow, the share that steps are planned for."""
 
@@ -73,14 +79,15 @@ class Trail:
         engine: Engine | None = None,
         cache: EmbeddingSource | None = None,
         atlas: EmbeddingSource | None = None,
+        forecaster: Forecaster | None = None,
     ) -> None:
         """atlas: knows all prefixes of one token; with it, and with settings.atlas, a first step to
-        one token looks at the whole codebook, at no decode. The others: see `Evaluator`, and
-        `search`."""
+        one token looks at the whole codebook, at no decode. forecaster: for settings.forecast. The
+        others: see `Evaluator`, and `search`."""
         self.started = time.perf_counter()
         self.target, self.tokenizer, self.prior, self.verifier = target, tokenizer, prior, verifier
         settings = replace(settings, neighbours=usable_neighbours(settings, prior))
-        self.settings, self.callback = settings, callback
+        self.settings, self.callback, self.forecaster = settings, callback, forecaster
         self.seed = whole_number("seed", seed, 0, 2**63 - 1)
         self.generator = torch.Generator().manual_seed(self.seed)
         self.start = start_prefixes(settings, tokenizer)  # Int64[B, k], k from 0
@@ -114,6 +121,7 @@ class Trail:
         self.stopped: Stopped = "done"
         self.recorder: Recorder | None = None
         self._kept = [-1] * len(self.beam)  # the beam's rows in the latest pool
+        self._nearest: Tensor | None = None  # see `nearest`
 
     def _is_exhaustive(self) -> bool:
         """Whether the atlas knows every candidate that the first step could draw."""
@@ -234,6 +242,14 @@ class Trail:
                 likeliest = self.prior.log_probs(tokens).argmax(dim=1, keepdim=True)
                 tokens = torch.cat([tokens, likeliest.to(tokens.device)], dim=1)
             return tokens
+
+    def nearest(self, count: int) -> Tensor:
+        """Int64[N, num_tokens]: of the pictures in the prior's bank the `count` that score best by
+        their stored embeddings, or all, best first."""
+        if self._nearest is None or len(self._nearest) < min(count, self.prior.held):
+            score = partial(self.verifier.score_embeddings, target=self.target)
+            self._nearest = self.prior.nearest(max(count, DONORS), score)
+        return self._nearest[:count]
 
     def _generator(self, name: str) -> torch.Generator:
         told = f"{name} {len(self.steps) + 1} of seed {self.seed}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from tfgen import hub
 from tfgen.atlas import FILE_NAME as ATLAS_FILE
 from tfgen.atlas import Atlas
+from tfgen.forecaster import FILE_NAME as FORECAST_FILE
 from tfgen.judge import WEIGHTS_FILE as JUDGE_FILE
 from tfgen.pipeline import Pipeline
 from tfgen.priors.autoregressive import FILE_NAME as AUTOREGRESSIVE_FILE
@@ -30,6 +31,7 @@ from tfgen.training import (
     autoregressive,
     bank,
     clip,
+    forecast,
     found,
     grid,
     judge,
@@ -223,6 +225,13 @@ def build_atlas(materials: Materials, config: Config, folder: Path) -> None:
     Atlas.build(materials.tokenizer(), materials.verifier(), path, progress=timer)
 
 
+def train_forecaster(materials: Materials, config: Config, folder: Path) -> None:
+    models, limit = (materials.tokenizer(), materials.verifier()), materials.deadline
+    known = bank.Bank.open(materials.out / SPRITES / BANK_FILE)
+    trained = forecast.train(config, folder, *models, known, deadline=limit)
+    trained.save(materials.out / SPRITES / FORECAST_FILE)
+
+
 def train_autoregressive(name: str) -> Run:
     def run(materials: Materials, config: Config, folder: Path) -> None:
         trained = autoregressive.train(
@@ -352,6 +361,13 @@ STAGES = (
         ("tokenizer", "clip_found"),
         (f"{SPRITES}/{ATLAS_FILE}",),
         build_atlas,
+    ),
+    Stage(
+        "forecast",
+        "forecast_{}.json",
+        ("tokenizer", "clip_found", "bank"),
+        (f"{SPRITES}/{FORECAST_FILE}",),
+        train_forecaster,
     ),
     Stage(
         "autoregressive",
