@@ -15,6 +15,7 @@ from typing import Any
 
 from tfgen.pipeline import Pipeline
 from tfgen.search.presets import SOTO
+from tfgen.search.schedule import prefix_lengths
 
 Settings = dict[str, Any]
 UNIFORM, FREQUENCY, RETRIEVAL = "uniform", "frequency", "retrieval"
@@ -22,20 +23,22 @@ UNIFORM, FREQUENCY, RETRIEVAL = "uniform", "frequency", "retrieval"
 
 @dataclass(frozen=True)
 class Usual:
-    """The model's own defaults: tokens of the longest prefix, prior strength λ and weight w, and
-    rounds of crossover."""
+    """The model's own defaults: tokens of the longest prefix, prior strength λ and weight w, rounds
+    of crossover, and steps of its schedule (0: one a token)."""
 
     tokens: int
     strength: float
     weight: float
     crossover: int = 0
+    steps: int = 0
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Usual:
         """Those of the pipeline's model; without a number of its own, all of its tokens."""
         own = pipeline.settings()
         tokens = own.tokens or pipeline.tokenizer.num_tokens
-        return cls(tokens, own.prior_strength, own.prior_weight, own.crossover)
+        steps = len(prefix_lengths(own.schedule, tokens))
+        return cls(tokens, own.prior_strength, own.prior_weight, own.crossover, steps)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def with_crossover(budget: int, usual: Usual) -> Settings:
 
 def own(budget: int, usual: Usual) -> Settings:
     """The model's defaults, but for the size of a step."""
-    return shape(budget, usual, usual.tokens + usual.crossover)
+    return shape(budget, usual, (usual.steps or usual.tokens) + usual.crossover)
 
 
 def with_shortlist(search: Settings) -> Settings:

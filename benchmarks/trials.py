@@ -23,6 +23,7 @@ from tfgen.atlas import Atlas
 from tfgen.cache import EmbeddingCache, rounding
 from tfgen.decoding.engine import ENGINES
 from tfgen.errors import InputError
+from tfgen.forecaster import Forecaster
 from tfgen.hub import read_json
 from tfgen.judge import Judge
 from tfgen.pipeline import SCORES, Pipeline, PromptWarning, find_device, render
@@ -142,6 +143,9 @@ class Trials:
         found = settings.settings(**search)
         resolved = asdict(found) | {"neighbours": usable_neighbours(found, pipeline.prior)}
         resolved["atlas"] &= self.has_atlas
+        forecaster = self.forecaster if found.forecast > 1 else None
+        if forecaster is None and search.get("forecast") is None:
+            resolved["forecast"] = own.forecast
         return {
             "search": {
                 name: value
@@ -154,9 +158,16 @@ class Trials:
                 "tokenizer": pipeline.tokenizer.picture_fingerprint(),  # the judge sees pictures
                 "score": self.setup.score,
                 **prints(words=self._words(), prior=self._prior_files(pipeline.prior.name, prior)),
+                **({} if forecaster is None else {"forecaster": forecaster.fingerprint()}),
             },
             **({} if self.setup.guidance is None else {"guidance": self.setup.guidance}),
         }
+
+    @cached_property
+    def forecaster(self) -> Forecaster | None:
+        """That of the models, which a search uses whose settings ask for forecasts."""
+        pipeline = self.pipeline
+        return Forecaster.find(pipeline.folder, pipeline.tokenizer, pipeline.verifier)
 
     def _words(self) -> bytes:
         """The words of the contrast captions, where the score has them."""

@@ -65,6 +65,8 @@ def test_a_saved_one_is_the_same_but_for_packing(tmp_path: Path) -> None:
         again.embed(prefixes(20)), told.embed(prefixes(20)), rtol=0, atol=5e-3
     )
     assert Forecaster.find(tmp_path, *models()) is not None
+    assert again.fingerprint() != forecaster(width=9).fingerprint() != told.fingerprint()
+    assert Forecaster.open(tmp_path / FILE_NAME, *models()).fingerprint() == again.fingerprint()
     assert Forecaster.find(tmp_path / "elsewhere", *models()) is None
     assert Forecaster.find(None, *models()) is None
 

@@ -7,6 +7,7 @@ decode: every score that counts is still that of a decoded picture.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ class Forecaster:
             return cls.open(path, tokenizer, verifier)
         except InputError:
             return None
+
+    def fingerprint(self) -> str:
+        """Of its weights, in hexadecimal: a search with another is another search."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.half().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write it, packed. Raises TfgenError where it cannot be written."""

@@ -235,6 +235,8 @@ class Pipeline:
         try:
             engine, cache = self.engine(tokenizer, self.verifier), self.cache
             about = self._about(prompt, negative, engine)
+            if forecaster is not None:
+                about["forecaster"] = forecaster.fingerprint()
             with ExitStack() as stack:
                 if cache is None and self.cache_folder is not None:
                     key = models | rounding(engine, tokenizer.device)

@@ -363,8 +363,10 @@ READS = {"reads", "told", "named", "factors"}
 def test_every_tier_has_its_configs(tier: str) -> None:
     configs = recipe.Book(Path("nowhere"), tier, recipe.CONFIGS).configs
     assert configs.keys() == {stage.name for stage in STAGES}
-    # Scenes in layouts combine (grafts.py), those anywhere hardly do, so a bank has none of those.
-    free = {c.get("free", 0.0) for name, c in configs.items() if name not in ("atlas", "bank")}
+    # Scenes in layouts combine (grafts.py), those anywhere hardly do, so a bank has none of those;
+    # atlas and forecaster see no scenes.
+    none = ("atlas", "bank", "forecast")
+    free = {c.get("free", 0.0) for name, c in configs.items() if name not in none}
     assert free == ({0.5} if tier == "full" else {0.0})
     assert configs["bank"].get("free", 0.0) == 0
     small = recipe.Book(Path("nowhere"), "small", recipe.CONFIGS).configs

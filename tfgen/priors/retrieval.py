@@ -195,6 +195,7 @@ class RetrievalPrior(Prior):
     def _kernel(self, tokens: Tensor, position: int) -> Tensor:
         """K of tokens Int64[N] and the neighbours' at this position: Float32[N, M]."""
         seen = self.neighbours[:, position]
+        tokens, rows = tokens.unique(return_inverse=True)  # of many prefixes there are few
         if self.codes is None:
             near = (tokens[:, None] == seen).float()
         else:
@@ -204,4 +205,4 @@ class RetrievalPrior(Prior):
                 compute_mode="donot_use_mm_for_euclid_dist",  # that would not be 0 between equals
             )
             near = (-(distance**2) / self._width).exp()
-        return FLOOR + (1 - FLOOR) * near
+        return (FLOOR + (1 - FLOOR) * near)[rows]
