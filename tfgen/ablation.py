@@ -76,7 +76,8 @@ class Ablation:
     """A grid of priors, strengths and weights, by which to search for any number of prompts.
 
     The atlas is not used, since with it a prior proposes no first token; nor neighbours and
-    crossover, which take pictures of a prior's bank and are no proposals, nor re-encoding.
+    crossover, which take pictures of a prior's bank and are no proposals, nor re-encoding, nor
+    forecasts, which choose among proposals.
     """
 
     def __init__(

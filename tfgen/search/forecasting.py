@@ -21,6 +21,7 @@ CONTROL = 1 / 8
 """Of those decoded, the share that is drawn at random from the others, whatever was foretold: it
 keeps what the forecaster is blind to, and measures how well it ranks."""
 NOTE = "forecast"
+_ROWS = 4096  # candidates at a time
 
 
 def check_forecast(trail: Trail) -> None:
@@ -48,16 +49,15 @@ class Promising:
             return
         accounts = trail.evaluator.accounts
         with accounts.timed("propose"):
-            seen = trail.forecaster.embed(candidates)
-            scores = trail.verifier.score_embeddings(seen, trail.target).float().cpu()
-            foretold = scores.nan_to_num(nan=-torch.inf) + trail.prior_term(candidates)
+            told = [_foretell(trail, part) for part in candidates.split(_ROWS)]
+            scores, foretold = (torch.cat(column) for column in zip(*told, strict=True))
             accounts.foretold += len(candidates)
-            best, others = foretold.argsort(descending=True, stable=True).split(
-                [count - (drawn := int(CONTROL * count)), len(candidates) - count + drawn]
-            )
+            order = foretold.argsort(descending=True, stable=True)
+            drawn = int(CONTROL * count)
+            others = order[count - drawn :]
             shuffled = torch.randperm(len(others), generator=trail.generator)
             self.control = others[shuffled[:drawn]]
-            self.rows = torch.cat([best, self.control])
+            self.rows = torch.cat([order[: count - drawn], self.control])
             self.foretold = scores[self.control]
 
     def pool(self, before: Tensor | None = None) -> Iterator[Tensor]:
@@ -76,3 +76,11 @@ class Promising:
                 "rank_correlation": rank_correlation(self.foretold, decoded),
             }
         )
+
+
+def _foretell(trail: Trail, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """The verifier's score that is foretold of each, and what it is ranked by: Float32[N] each."""
+    seen = trail.forecaster.embed(candidates)
+    scores = trail.verifier.score_embeddings(seen, trail.target).float().cpu()
+    scores = scores.nan_to_num(nan=-torch.inf)
+    return scores, scores + trail.prior_term(candidates)
