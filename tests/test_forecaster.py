@@ -95,6 +95,8 @@ def test_a_damaged_one_is_refused(tmp_path: Path, sizes: object) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a usable forecaster"):
         Forecaster.open(path, *models())
+    with pytest.raises(InputError, match="not a usable forecaster"):
+        Forecaster.find(tmp_path, *models())
     save_file(load_file_or_empty(path), path)
     with pytest.raises(InputError, match="it is no forecaster"):
         Forecaster.open(path, *models())
