@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
-from tfgen.packing import LARGE, SCALE, pack, unpack
+import torch
+from safetensors.torch import load_file
+
+from tfgen.packing import LARGE, SCALE, pack, unpack, write_tensors
 
 
 def test_large_matrices_become_int8_and_come_back_within_half_a_step():
@@ -61,3 +64,11 @@ def test_what_is_to_be_kept_is_not_rounded() -> None:
     weights = {name: torch.randn(20, 10) for name in ("a", "b")}
     packed = pack(weights, large=200, keep=["b"])
     assert (packed["a"].dtype, packed["b"].dtype) == (torch.int8, torch.float16)
+
+
+def test_a_file_of_tensors_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    write_tensors({"x": torch.zeros(3)}, tmp_path / "x.safetensors", {"a": "b"})
+    (tmp_path / "y").write_text("")
+    modes = {(tmp_path / name).stat().st_mode for name in ("x.safetensors", "y")}
+    assert len(modes) == 1
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], torch.zeros(3))

@@ -7,9 +7,12 @@ unpacked to float32 when they are loaded, so packing costs bytes in the file onl
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 LARGE = 60_000
@@ -54,3 +57,19 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             value = value.float() * tensors[name + SCALE]
         unpacked[name] = value.float() if value.is_floating_point() else value
     return unpacked
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file with the permissions of any new file."""
+    save_file(dict(tensors), path, metadata)
+    as_any_new_file(path)
+
+
+def as_any_new_file(path: str | Path) -> None:
+    """Give a file the permissions that the user gives to new ones: those that safetensors 0.8
+    writes may be read by nobody but their owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)

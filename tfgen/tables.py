@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tfgen.errors import InputError, TfgenError
+from tfgen.packing import write_tensors
 
 if TYPE_CHECKING:
     from tfgen.tokenizers.base import Tokenizer
@@ -39,7 +39,7 @@ def save_table(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
     stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(stored, partial, metadata)
+        write_tensors(stored, partial, metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tfgen.errors import InputError, finite_number, whole_number
 from tfgen.hub import load_weights, read_safetensors, safetensors_metadata
-from tfgen.packing import pack, unpack
+from tfgen.packing import pack, unpack, write_tensors
 from tfgen.priors.autoregressive_model import (
     AutoregressiveConfig,
     AutoregressiveModel,
@@ -243,7 +242,7 @@ class AutoregressivePrior(Prior):
         tensors["expected"] = means.float().contiguous()
         partial = f"{os.fspath(path)}.partial"
         # One JSON string, not one entry a value: safetensors writes entries in no fixed order.
-        save_file(tensors, partial, metadata={"tfgen": json.dumps(header, sort_keys=True)})
+        write_tensors(tensors, partial, metadata={"tfgen": json.dumps(header, sort_keys=True)})
         os.replace(partial, path)
 
     @classmethod

@@ -15,6 +15,7 @@ from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from tfgen.errors import InputError
+from tfgen.packing import as_any_new_file
 from tfgen.priors.base import Prior
 from tfgen.tokenizers.base import Tokenizer
 
@@ -182,6 +183,7 @@ class FrequencyPrior(Prior):
         header = {"tfgen": json.dumps({"format": _FORMAT, **header}, sort_keys=True)}
         partial = f"{os.fspath(path)}.partial"
         save_file(tables, partial, metadata=header)
+        as_any_new_file(partial)
         os.replace(partial, path)
 
     @classmethod

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tfgen import hub
 from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_safetensors
-from tfgen.packing import pack, unpack
+from tfgen.packing import pack, unpack, write_tensors
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_reading import Holds
 from tfgen.training.ahead import workers_beside
@@ -314,13 +314,12 @@ def export(
 ) -> None:
     """Write the verifier as open_clip reads it, in float16, with its vocabulary and words. One that
     reads scenes is packed: open_clip needs its weights unpacked."""
-    from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half().contiguous() for k, v in trainer.model.state_dict().items()}
     if trainer.holds is not None:
         state = pack(trainer.model.state_dict())
-    save_file(state, folder / WEIGHTS_FILE)
+    write_tensors(state, folder / WEIGHTS_FILE)
     # Plurals of synonyms are in no caption; those of one word are read as the object's own plural.
     variants = {
         plural(synonym): spec.plural

@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tfgen import hub
@@ -34,6 +33,7 @@ from tfgen.judge import MIXED as MIXED_WORD
 from tfgen.judge import OTHER, WEIGHTS_FILE, Judge, Seen, Thresholds, shared
 from tfgen.judge_model import Answers, JudgeConfig, JudgeModel, cell_centres
 from tfgen.judge_prompt import CONFIG_FILE, WORDS_FILE
+from tfgen.packing import write_tensors
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.training.ahead import ahead
 from tfgen.training.backgrounds import BACKGROUNDS
@@ -309,7 +309,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     model = model.cpu()
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE)
+    write_tensors(state, folder / WEIGHTS_FILE)
     words = contrast_words(Captioner(world.world.specs))
     names = [b.name for b in BACKGROUNDS]
     judge = Judge(model, ContrastWords(**words), names, Thresholds())

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tfgen.packing import pack
+from tfgen.packing import pack, write_tensors
 from tfgen.tokenizers.sprites import RENDERER_FILE, SpritesTokenizer
 from tfgen.tokenizers.sprites_render import SCALE, SpritesRenderer
 from tfgen.training.common import (
@@ -50,7 +49,7 @@ def main() -> None:
 
 def export(renderer: SpritesRenderer, folder: Path) -> None:
     """Write renderer.safetensors, packed, into the tokenizer's folder."""
-    save_file(pack(renderer.state_dict()), folder / RENDERER_FILE)
+    write_tensors(pack(renderer.state_dict()), folder / RENDERER_FILE)
 
 
 def train(

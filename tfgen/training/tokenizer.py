@@ -19,12 +19,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tfgen import hub
 from tfgen.errors import InputError
-from tfgen.packing import pack
+from tfgen.packing import pack, write_tensors
 from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.grid_model import GridModel
 from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE
@@ -245,7 +244,7 @@ def export_networks(kind: str, model: nn.Module, cfg: Any, folder: Path) -> None
     """Write a tokenizer's tokenizer.safetensors (packed) and tokenizer.json; the search defaults of
     an existing tokenizer.json stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(pack(model.state_dict(), keep=EXACT), folder / WEIGHTS_FILE)
+    write_tensors(pack(model.state_dict(), keep=EXACT), folder / WEIGHTS_FILE)
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text()) if path.exists() else {"search_defaults": {}}
     config |= {"kind": kind, "model": asdict(cfg)}
