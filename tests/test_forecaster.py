@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tests.toys import GridTokenizer, GridVerifier, HoldingPrior
 from tfgen.errors import InputError
@@ -97,16 +97,9 @@ def test_a_damaged_one_is_refused(tmp_path: Path, sizes: object) -> None:
         Forecaster.open(path, *models())
     with pytest.raises(InputError, match="not a usable forecaster"):
         Forecaster.find(tmp_path, *models())
-    save_file(load_file_or_empty(path), path)
+    save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="it is no forecaster"):
         Forecaster.open(path, *models())
-
-
-def load_file_or_empty(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except Exception:
-        return {"x": torch.zeros(1)}
 
 
 def test_without_one_the_models_default_is_left_out_and_a_wish_refused(pipeline: Pipeline) -> None:

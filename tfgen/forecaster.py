@@ -7,7 +7,6 @@ chooses by it what to decode: every score that counts is still that of a decoded
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from tfgen.decoding.threads import one_thread
 from tfgen.errors import InputError, whole_number
 from tfgen.hub import load_weights
-from tfgen.packing import pack, unpack
+from tfgen.packing import fingerprint, pack, unpack
 from tfgen.tables import check_models, models_of, open_table, save_table
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
@@ -106,11 +105,7 @@ class Forecaster:
 
     def fingerprint(self) -> str:
         """Of its weights, in hexadecimal: a search with another is another search."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.half().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.network)
 
     def save(self, path: Path) -> None:
         """Write it, packed. Raises TfgenError where it cannot be written."""

@@ -7,13 +7,14 @@ unpacked to float32 when they are loaded, so packing costs bytes in the file onl
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 LARGE = 60_000
 """Matrices and convolutions of at least this many weights are stored as int8, unless another size
@@ -73,3 +74,13 @@ def as_any_new_file(path: str | Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
+
+
+def fingerprint(*networks: nn.Module) -> str:
+    """A short hex hash of all weights, as float16: packing, device and layout do not show in it."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -7,7 +7,6 @@ the finished top of the picture, as those of common image tokenizers do: the cel
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_json, read_safetensors
-from tfgen.packing import unpack
+from tfgen.packing import fingerprint, unpack
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.grid_model import GridConfig, GridModel, finished
@@ -58,11 +57,7 @@ class GridTokenizer(Tokenizer):
         return self.model.decoder.positions.device
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.half().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.model)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:

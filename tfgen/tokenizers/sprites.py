@@ -7,18 +7,17 @@ beside the weights.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_json, read_safetensors
-from tfgen.packing import unpack
+from tfgen.packing import fingerprint, unpack
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.sprites_draft import half_size
@@ -66,10 +65,10 @@ class SpritesTokenizer(Tokenizer):
         return self.model.to_places.weight.device
 
     def fingerprint(self) -> str:
-        return _fingerprint(self.model)
+        return fingerprint(self.model)
 
     def picture_fingerprint(self) -> str:
-        return _fingerprint(*filter(None, (self.model, self.renderer)))
+        return fingerprint(*filter(None, (self.model, self.renderer)))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -125,15 +124,6 @@ class SpritesTokenizer(Tokenizer):
 
     def code_embeddings(self) -> Tensor:
         return self.fsq.to_codes(torch.arange(self.vocab_size, device=self.device))
-
-
-def _fingerprint(*networks: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for network in networks:
-        for name, value in sorted(network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.half().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _create(path: Path) -> tuple[SpritesConfig, SpritesModel]:

@@ -6,7 +6,6 @@ Source of the contrast score: ours; a softmax over captions is CLIP's own zero-s
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from tfgen.errors import InputError, TfgenError, unknown
 from tfgen.hub import download, load_weights, read_json, read_safetensors
-from tfgen.packing import unpack
+from tfgen.packing import fingerprint, unpack
 from tfgen.verifiers.base import Target, Verifier
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.sprites_clip import SpritesClip
@@ -205,11 +204,7 @@ class ClipVerifier(Verifier):
         return self.model.logit_scale.device
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.half().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.model)
 
     def warnings(self, prompt: str) -> list[str]:
         if not isinstance(self.tokenize, WordTokenizer):
