@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tfgen.image_io import save_sheet
-from tfgen.spriteeval import SPLITS, TASKS, load, read
+from tfgen.spriteeval import EVERYDAY, SPLITS, TASKS, load, read
 from tfgen.spriteeval.files import sample_path, take
 from tfgen.spriteeval.scoring import Outcome, Share, Summary, summarise
 
@@ -33,7 +33,7 @@ QUESTION = __doc__.splitlines()[0]
 def main() -> None:
     parser = Parser(QUESTION, prompts=40, seeds=1)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--split", choices=SPLITS, default="dev", help="of SpriteEval")
+    source.add_argument("--split", choices=SPLITS + EVERYDAY, default="dev", help="of SpriteEval")
     source.add_argument(
         "--prompt-file", type=Path, metavar="FILE", help="in GenEval's format, a prompt a line"
     )
@@ -73,7 +73,7 @@ def label(args: Namespace) -> str:
         options["model"] = Path(args.model).name
     if args.verifier is not None:
         options["verifier"] = Path(args.verifier).name
-    for name in ("score", "views"):
+    for name in ("score", "views", "verbatim"):
         if getattr(args, name) != getattr(Setup, name):
             options[name] = getattr(args, name)
     return " ".join(f"{name}={value}" for name, value in options.items()) or "default"

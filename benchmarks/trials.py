@@ -32,6 +32,7 @@ from tfgen.search import EmbeddingSource, SearchSettings
 from tfgen.search.plan import usable_neighbours
 from tfgen.spriteeval import Metadata
 from tfgen.spriteeval.scoring import Share, judge_picture, share
+from tfgen.verifiers.everyday import LEXICON
 
 from .harness import Row, Task
 from .workers import cores
@@ -58,6 +59,7 @@ class Setup:
     is the same for every prompt. They cost each prompt what they would have cost it alone."""
 
     engine: str = "auto"
+    verbatim: bool = False
 
     @classmethod
     def of(cls, args: Namespace, cache: Path | None = None) -> Setup:
@@ -75,6 +77,7 @@ class Setup:
             judge,
             cache,
             args.engine,
+            args.verbatim,
         )
 
 
@@ -85,6 +88,7 @@ def add_models(parser: ArgumentParser) -> None:
     add("--verifier", help="a name, a folder, or an open_clip name (default: the model's)")
     add("--score", choices=SCORES, default="contrast")
     add("--guidance", type=float, help="of a prior that knows the text (default: its own)")
+    add("--verbatim", action="store_true", help="search for prompts as they are, not reworded")
     add("--views", type=int, default=1, metavar="N", help="looks of the verifier at a picture")
     add("--judge", default="", metavar="FOLDER", help="another judge than the packaged one")
     add("--no-judge", action="store_true", help="verifier scores only")
@@ -106,6 +110,7 @@ class Trials:
             score=setup.score,
             views=setup.views,
             engine=setup.engine,
+            verbatim=setup.verbatim,
         )
         self.judge: Judge | None = None
         self.judge_print: str | None = None
@@ -199,6 +204,11 @@ class Trials:
         **more: Any,
     ) -> list[Task]:
         """A task for each prompt and seed."""
+        verifier = self.pipeline.verifier
+        if not self.setup.verbatim and any(
+            verifier.reword(metadata["prompt"]).text != metadata["prompt"] for metadata in prompts
+        ):
+            settings = settings | {"lexicon": prints(lexicon=LEXICON.read_bytes())["lexicon"]}
         return [
             Task(
                 method,

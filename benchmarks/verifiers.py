@@ -210,7 +210,7 @@ def add_models(parser: Parser) -> None:
     add("--no-judge", action="store_true", help="verifier scores only")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--engine", choices=ENGINES, default="auto", help="what decodes (default: auto)")
-    parser.set_defaults(verifier=None, score=Setup.score, guidance=None, views=1)
+    parser.set_defaults(verifier=None, score=Setup.score, guidance=None, views=1, verbatim=False)
 
 
 def specs(texts: Iterable[str]) -> list[Spec]:

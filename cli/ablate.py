@@ -83,6 +83,7 @@ def ablate(
     no_judge: Annotated[bool, o.option(o.MODELS, "Verifier scores only.", "--no-judge")] = False,
     device: o.Device = "auto",
     engine: o.Engine = "auto",
+    verbatim: o.Verbatim = False,
     search: o.Search = None,
     beam: o.Beam = None,
     candidates: o.Candidates = None,
@@ -146,6 +147,7 @@ def ablate(
             views=views,
             cache=None if str(cache) == "off" else cache,
             engine=engine,
+            verbatim=verbatim,
         )
         settings = fitting(pipeline, settings)
         if names is None:

@@ -23,12 +23,14 @@ from .models import models
 from .prior import prior
 from .replay import replay
 from .tree import tree
+from .words import words
 
 COMMANDS = {
     "generate": generate,
     "replay": replay,
     "tree": tree,
     "judge": judge,
+    "words": words,
     "ablate": ablate,
     "bench": bench,
 }

@@ -36,6 +36,7 @@ def generate(
     guidance: o.Guidance = None,
     device: o.Device = "auto",
     engine: o.Engine = "auto",
+    verbatim: o.Verbatim = False,
     search: o.Search = None,
     beam: o.Beam = None,
     candidates: o.Candidates = None,
@@ -108,6 +109,7 @@ def generate(
             views=views,
             cache=None if str(cache) == "off" else cache,
             engine=engine,
+            verbatim=verbatim,
         )
         try:
             for index, path in enumerate(paths):

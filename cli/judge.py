@@ -37,14 +37,16 @@ def judge(
     """Say what pictures of the sprite world show: objects with colour and box, the background.
 
     With --prompt also whether that is what the prompt asks for, and if not, why. The exit code is 0
-    whatever the verdict; 2 where a picture cannot be read or the prompt names no object.
+    whatever the verdict; 2 where a picture cannot be read or the prompt names nothing.
     """
     from tfgen.judge import Judge, metadata_of, verdict
-    from tfgen.judge_prompt import unjudged
+    from tfgen.judge_prompt import reword, unjudged
 
     metadata = None
     if prompt is not None:
         metadata = metadata_of(prompt, model)
+        for sentence in reword(prompt, model).sentences():
+            print(f"Warning: {sentence}", file=sys.stderr)
         if words := unjudged(prompt, model):
             said = ", ".join(map(repr, words))
             print(f"Warning: not judged, as the judge does not read it: {said}.", file=sys.stderr)

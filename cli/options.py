@@ -114,6 +114,14 @@ PriorStrength = Annotated[
 PriorWeight = Annotated[
     float | None, option(SEARCH, "w: rank by verifier score + w x typicality under the prior.")
 ]
+Verbatim = Annotated[
+    bool,
+    option(
+        MODELS,
+        "Search for the prompt as it is: do not say it in the verifier's own words first.",
+        "--verbatim",
+    ),
+]
 Likelihood = Annotated[
     bool,
     option(

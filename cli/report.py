@@ -107,6 +107,7 @@ def report(
     return {
         "tfgen": tfgen.__version__,
         "prompt": prompt,
+        "read_as": best.recipe.get("read_as", prompt),
         "negative": best.recipe["negative"],
         "model": best.recipe["model"],
         "verifier": best.recipe["verifier"],

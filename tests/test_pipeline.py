@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tests.toys import rugged
 from tfgen import InputError, Pipeline, TfgenError
 from tfgen.image_io import load_png
 from tfgen.pipeline import PromptWarning
+from tfgen.verifiers.base import Target
+from tfgen.verifiers.rewording import Reworded
 
 PROMPT = "a red fox in snow"
 
@@ -153,6 +156,29 @@ def test_the_score_reaches_the_verifier(toy_weights: Path) -> None:
 def test_a_word_the_verifier_does_not_know_is_a_warning(pipeline: Pipeline) -> None:
     with pytest.warns(PromptWarning, match="'fizz'"):
         pipeline.generate("a fizz fox")
+
+
+def test_a_prompt_is_searched_for_in_the_verifiers_words(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    prepare = SavedVerifier.prepare
+
+    def spy(self: SavedVerifier, prompt: str, negatives: Sequence[str] = ()) -> Target:
+        asked.append(prompt)
+        return prepare(self, prompt, negatives)
+
+    monkeypatch.setattr(SavedVerifier, "prepare", spy)
+    monkeypatch.setattr(
+        SavedVerifier, "reword", lambda self, prompt: Reworded(PROMPT, prompt, ("grumpy",))
+    )
+    with pytest.warns(PromptWarning, match=f"is read as '{PROMPT}', without 'grumpy'"):
+        reworded = pipeline.generate("a grumpy vixen")
+    assert asked == [PROMPT]
+    assert reworded.tokens == pipeline.generate(PROMPT).tokens
+    assert (reworded.recipe["prompt"], reworded.recipe["read_as"]) == ("a grumpy vixen", PROMPT)
+    result = replace(pipeline, verbatim=True).generate("a grumpy vixen")
+    assert asked[-1] == "a grumpy vixen" and "read_as" not in result.recipe
 
 
 def test_known_words_give_no_warning(pipeline: Pipeline) -> None:

@@ -9,8 +9,9 @@ what a search found (see the model card, tfgen/weights/README.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,27 @@ def relations(a: Box, b: Box) -> set[str]:
 
 
 def verdict(seen: Seen, metadata: Mapping[str, Any]) -> Verdict:
-    """Whether what the judge saw is what GenEval's metadata ask for.
+    """Whether what the judge saw is what GenEval's metadata ask for, or where an entry has other
+    classes that do as well ("or"), any of the ways to read them; see `verdict_of_one`."""
+    said = [verdict_of_one(seen, reading) for reading in readings(metadata)]
+    return next((one for one in said if one.correct), said[0])
+
+
+def readings(metadata: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Metadata with one class an entry, in each way that they allow; first that of "class"."""
+    include = list(metadata.get("include", ()))
+    for classes in product(*([entry["class"], *entry.get("or", ())] for entry in include)):
+        named = dict(zip((entry["class"] for entry in include), classes, strict=True))
+        chosen = [entry | {"class": name} for entry, name in zip(include, classes, strict=True)]
+        exclude = [
+            entry | {"class": named.get(entry["class"], entry["class"])}
+            for entry in metadata.get("exclude", ())
+        ]
+        yield {**metadata, "include": chosen, "exclude": exclude}
+
+
+def verdict_of_one(seen: Seen, metadata: Mapping[str, Any]) -> Verdict:
+    """Whether what the judge saw is what metadata ask for, by "class" alone.
 
     include: each entry asks for at least `count` objects of `class`, with `color` if it has one,
     and with `position` [relation, i] that they stand so from those of entry i. exclude: fewer than

@@ -10,13 +10,10 @@ from typing import Any
 from tfgen import hub
 from tfgen.errors import InputError
 from tfgen.verifiers.contrast import ContrastWords, Span
+from tfgen.verifiers.rewording import SMALL_WORDS, Reworded, Rewording
 
 NAME, CONFIG_FILE, WORDS_FILE = "sprites-judge", "judge.json", "words.json"
 RELATIONS = ("left of", "right of", "above", "below")  # in the order of the words' relations
-SMALL_WORDS = frozenset(
-    "a an the of and or with in on at to by is are there some this that show me it its which photo "
-    "photograph picture image drawing render scene 3d colored coloured".split()
-)
 
 
 @lru_cache(maxsize=4)
@@ -26,19 +23,32 @@ def vocabulary(folder: Path) -> tuple[ContrastWords, list[str]]:
     return ContrastWords.load(folder / WORDS_FILE), backgrounds
 
 
+@lru_cache(maxsize=4)
+def _rewording(folder: Path) -> Rewording:
+    return Rewording(vocabulary(folder)[0])
+
+
+def reword(prompt: str, folder: Path | None = None) -> Reworded:
+    """The prompt in the words of the judge in `folder` (default: the packaged one)."""
+    return _rewording(folder or hub.WEIGHTS / NAME)(prompt)
+
+
 def metadata_of(prompt: str, folder: Path | None = None) -> dict[str, Any]:
-    """GenEval's metadata of a prompt in the words of the judge in `folder` (default: the packaged
-    one), with one key more: the background's name.
+    """GenEval's metadata of a prompt, said in the words of the judge in `folder` (default: the
+    packaged one), with one key more: the background's name.
 
     A number ("one", "two", ...) is exact and so also excludes more; "a fox" and "foxes" ask for at
     least one and two. A relation is of the objects before and after it ("a fox above a car"), or,
     where none is before it, of the two after it ("above a car there is a fox"). Sizes and places
-    ("a large fox on the left") are not judged. Raises InputError where no object is named.
+    ("a large fox on the left") are not judged. Of a place alone ("a snowy forest") nothing is
+    included. Raises InputError where no object is named that the judge knows.
     """
     words, backgrounds = vocabulary(folder or hub.WEIGHTS / NAME)
-    text, spans = words.parse(prompt)
-    nouns = [s for s in spans if s.factor == "object"]
-    if not nouns:
+    said = reword(prompt, folder)
+    text, spans = words.parse(said.text)
+    where = [s for s in spans if s.factor == "background"]
+    nouns = [s for s in spans if s.factor == "object" and not said.added]
+    if not nouns and not (said.added and where and not said.left_out):
         raise InputError(f"The judge knows no object in {prompt!r}: name one, as in 'a red fox'.")
     entries = []
     at = 0
@@ -46,7 +56,7 @@ def metadata_of(prompt: str, folder: Path | None = None) -> dict[str, Any]:
         entries.append(_entry(words, text, [s for s in spans if at <= s.start < noun.start], noun))
         at = noun.end
     trailing = [s for s in spans if s.start >= at and s.factor == "colour"]
-    if trailing and "color" not in entries[-1]:  # "the fox is red"
+    if entries and trailing and "color" not in entries[-1]:  # "the fox is red"
         entries[-1]["color"] = words.colours[trailing[0].entry]
     order, position = _relations(spans, nouns)
     for i, (relation, target) in position.items():
@@ -60,16 +70,16 @@ def metadata_of(prompt: str, folder: Path | None = None) -> dict[str, Any]:
     metadata: dict[str, Any] = {"tag": _tag(include, exclude), "include": include}
     if exclude:
         metadata["exclude"] = exclude
-    where = [s for s in spans if s.factor == "background"]
     if where:
         metadata["background"] = backgrounds[where[0].entry]
     return metadata | {"prompt": prompt}
 
 
 def unjudged(prompt: str, folder: Path | None = None) -> list[str]:
-    """The words of a prompt that `metadata_of` makes nothing of, small words aside."""
+    """The words of a prompt, as it is said in the judge's words, that `metadata_of` makes nothing
+    of, small words aside."""
     words, _ = vocabulary(folder or hub.WEIGHTS / NAME)
-    text, spans = words.parse(prompt)
+    text, spans = words.parse(reword(prompt, folder).text)
     read = {i for s in spans if s.factor not in ("size", "place") for i in range(s.start, s.end)}
     return [w for i, w in enumerate(text) if i not in read and w not in SMALL_WORDS]
 

@@ -40,6 +40,7 @@ from tfgen.search import (
 from tfgen.search.settings import ONLY_FOR
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
+from tfgen.verifiers.rewording import Reworded
 from tfgen.verifiers.views import Views
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -48,7 +49,7 @@ RECIPE_FORMAT = 1
 
 
 class PromptWarning(UserWarning):
-    """What the verifier says of a prompt, such as words it does not know."""
+    """What the verifier says of a prompt: how it reads it, and words it does not know."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ class Pipeline:
     folder: Path | None = None
     """Where the model's files are: its atlas may be among them."""
 
+    verbatim: bool = False
+    """Search for prompts as they are, not as the verifier rewords them."""
+
     @classmethod
     def load(
         cls,
@@ -132,6 +136,7 @@ class Pipeline:
         views: int = 1,
         cache: str | PathLike[str] | None = None,
         engine: str = "auto",
+        verbatim: bool = False,
     ) -> Pipeline:
         """Load models by name or local folder.
 
@@ -145,6 +150,8 @@ class Pipeline:
         "auto" (passes side by side on a CPU, kernels and CUDA graphs on a GPU where they run),
         "eager" (plain PyTorch), "kernels" (or an error); it changes results by rounding only.
         "kernels-fp8" also makes the drafts of a screening in FP8, which changes what is promoted.
+        verbatim: search for prompts as they are; else a verifier with a closed vocabulary says them
+        in its own words first, see `tfgen.verifiers.rewording`.
         Raises InputError on an unknown or unusable model or engine.
         """
         place = find_device(device)
@@ -171,6 +178,7 @@ class Pipeline:
             decoding,
             cache_folder=None if cache is None else Path(cache),
             folder=hub.locate(model),
+            verbatim=verbatim,
         )
 
     def settings(self, **options: Any) -> SearchSettings:
@@ -212,15 +220,17 @@ class Pipeline:
         options: fields of SearchSettings (search, beam, candidates, tokens, schedule,
         prior_strength, budget, ...); those left out, or None, take the model's defaults.
 
-        Ctrl-C ends the search with the best so far. Warns (PromptWarning) of what the verifier does
-        not know; raises InputError on a prompt or a setting it cannot use, TfgenError on a failure.
+        Ctrl-C ends the search with the best so far. Warns (PromptWarning) of how the verifier reads
+        the prompt, if not as it is, and of what it does not know; raises InputError on a prompt or
+        a setting it cannot use, TfgenError on a failure.
         """
         check_prompt(prompt, negative, self.score)
         settings = self.settings(**options)
-        target = self.verifier.prepare(prompt, tuple(negative))
-        for sentence in self.verifier.warnings(prompt):
+        said = Reworded(prompt, prompt) if self.verbatim else self.verifier.reword(prompt)
+        for sentence in [*said.sentences(), *self.verifier.warnings(said.text)]:
             warnings.warn(sentence, PromptWarning, stacklevel=2)
-        prior = self.prior.condition(prompt, partial(self.verifier.similarities, target=target))
+        target = self.verifier.prepare(said.text, tuple(negative))
+        prior = self.prior.condition(said.text, partial(self.verifier.similarities, target=target))
         tokenizer = self.tokenizer.for_seed(seed)
         models = self.fingerprints | {"seed": None if tokenizer is self.tokenizer else seed}
         atlas = None
@@ -235,6 +245,8 @@ class Pipeline:
         try:
             engine, cache = self.engine(tokenizer, self.verifier), self.cache
             about = self._about(prompt, negative, engine)
+            if said.text != prompt:
+                about["read_as"] = said.text
             if forecaster is not None:
                 about["forecaster"] = forecaster.fingerprint()
             with ExitStack() as stack:
@@ -340,12 +352,13 @@ def generate(
     score: str = "contrast",
     views: int = 1,
     engine: str = "auto",
+    verbatim: bool = False,
     **options: Any,
 ) -> Result:
     """Load the models and make one picture; `Pipeline` keeps them loaded for more.
 
-    model, verifier, prior, guidance, device, score, views, engine: see `Pipeline.load`. options:
-    see `Pipeline.generate`, such as beam=16, seed=0.
+    model, verifier, prior, guidance, device, score, views, engine, verbatim: see `Pipeline.load`.
+    options: see `Pipeline.generate`, such as beam=16, seed=0.
     """
     check_prompt(prompt)
     pipeline = Pipeline.load(
@@ -357,6 +370,7 @@ def generate(
         score=score,
         views=views,
         engine=engine,
+        verbatim=verbatim,
     )
     return pipeline.generate(prompt, **options)
 

@@ -35,6 +35,15 @@ def test_the_packaged_models_from_prompt_to_replay(in_tmp: Path) -> None:
     assert done.returncode == 0 and "identical" in done.stdout, done.stderr
 
 
+def test_people_need_not_know_the_worlds_words(in_tmp: Path) -> None:
+    command = tfgen_command("a majestic ship on the ocean", *SMALL, "--json", "-o", "ship.png")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    read_as = "a sailboat in the sea"
+    assert f"The prompt is read as {read_as!r}, without 'majestic'." in done.stderr
+    assert json.loads(done.stdout)["read_as"] == load_png("ship.png")[1]["read_as"] == read_as
+
+
 def test_a_real_ctrl_c_writes_the_best_so_far(in_tmp: Path) -> None:
     """The bar, on a terminal, tells when the search is under way."""
     reader, writer = pty.openpty()

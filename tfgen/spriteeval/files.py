@@ -16,6 +16,9 @@ from tfgen.errors import InputError, TfgenError, unknown, whole_number
 
 FOLDER = Path(__file__).parent
 SPLITS = ("dev", "test")
+EVERYDAY = ("everyday-dev", "everyday-test")
+"""Prompts in people's own words, with words that no model here was trained on."""
+
 SIX_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's, whose mean is the overall score."""
 
@@ -26,16 +29,18 @@ Metadata = dict[str, Any]
 """One prompt and what must be true of its picture.
 
 "tag": the task; "prompt"; "include": what must be there, a list of {"class", "count"}, optionally
-with "color" and "position", a pair [relation, index] to the entry of `include` with that index;
+with "color", "position", a pair [relation, index] to the entry of `include` with that index, and
+"or", a list of other classes that do as well;
 optionally "exclude": a list of {"class", "count"} of which fewer must be there; optionally
-"background": its name.
+"background": its name, without which `include` is not empty.
 """
 
 
 def load(split: str) -> list[Metadata]:
-    """The prompts of SpriteEval: "dev", to tune on, or "test", for reported numbers only."""
-    if split not in SPLITS:
-        raise unknown("split of SpriteEval", split, SPLITS)
+    """The prompts of SpriteEval: "dev", to tune on, or "test", for reported numbers only; and those
+    of EVERYDAY, likewise."""
+    if split not in SPLITS + EVERYDAY:
+        raise unknown("split of SpriteEval", split, SPLITS + EVERYDAY)
     return read(FOLDER / f"{split}.jsonl")
 
 
@@ -81,8 +86,8 @@ def _fault(value: object) -> str | None:
             return f"lacks {key!r}, a text"
     if not isinstance(value.get("background", ""), str):
         return "has a 'background' that is no text"
-    if not value.get("include"):
-        return "lacks 'include', what the picture must show"
+    if not (value.get("include") or "background" in value):
+        return "lacks 'include', what the picture must show, and a 'background'"
     for key in ("include", "exclude"):
         things = value.get(key, [])
         if not isinstance(things, list):

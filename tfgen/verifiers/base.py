@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tfgen.errors import TfgenError
+from tfgen.verifiers.rewording import Reworded
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Verifier(ABC):
         In logits: a softmax over a column is the verifier's own distribution over pictures.
         """
         raise TfgenError(f"The verifier {self.name} has no text-image similarity.")
+
+    def reword(self, prompt: str) -> Reworded:
+        """The prompt in words that the verifier knows; itself where it reads whatever is said."""
+        return Reworded(prompt, prompt)
 
     def warnings(self, prompt: str) -> list[str]:
         """Sentences about the prompt that the user should read, such as words it does not know."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,7 @@ from tfgen.hub import download, load_weights, read_json, read_safetensors
 from tfgen.packing import fingerprint, unpack
 from tfgen.verifiers.base import Target, Verifier
 from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.rewording import Reworded, Rewording
 from tfgen.verifiers.sprites_clip import SpritesClip
 from tfgen.verifiers.sprites_tower import is_tower, tell_timm
 from tfgen.verifiers.words import WordTokenizer
@@ -205,6 +207,15 @@ class ClipVerifier(Verifier):
 
     def fingerprint(self) -> str:
         return fingerprint(self.model)
+
+    @cached_property
+    def _rewording(self) -> Rewording:
+        return Rewording(self.words)
+
+    def reword(self, prompt: str) -> Reworded:
+        if not isinstance(self.tokenize, WordTokenizer):
+            return Reworded(prompt, prompt)
+        return self._rewording(prompt)
 
     def warnings(self, prompt: str) -> list[str]:
         if not isinstance(self.tokenize, WordTokenizer):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tfgen.errors import whole_number
 from tfgen.verifiers.base import Target, Verifier
+from tfgen.verifiers.rewording import Reworded
 
 VIEWS = (  # right, down in fractions of the side; brightness. Not mirrored: prompts say "left of".
     (0.0, 0.0, 1.0),
@@ -56,6 +57,9 @@ class Views(Verifier):
 
     def similarities(self, embeddings: Tensor, target: Target) -> Tensor:
         return self.verifier.similarities(embeddings, target)
+
+    def reword(self, prompt: str) -> Reworded:
+        return self.verifier.reword(prompt)
 
     def warnings(self, prompt: str) -> list[str]:
         return self.verifier.warnings(prompt)

@@ -1,0 +1,258 @@
+"""Everyday words, and what they say in a small world: the phrases of a prompt, one by one.
+
+The lexicon (`everyday_words.json`, ours, written by hand) names what people may call, or would take
+in place of, what a world can show. What the world's own words mean goes before it, and what it
+knows of other worlds is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tfgen.hub import read_json
+from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.words import SPELLINGS, WordTokenizer, plural
+
+LEXICON = Path(__file__).with_name("everyday_words.json")
+OPEN, WORN = "and", "worn"  # relations: nothing said of where, and the second on the first
+BETWEEN = 4  # words that may stand between "in" and the place: "in the deep dark old forest"
+WALLS = ("on", "against", "over")  # after which a colour is a background: "isolated on white"
+LONG, ALIKE = 7, 0.9  # letters of a name that may be misspelt, and difflib's ratio to be taken so
+
+Key = tuple[str, ...]
+
+
+class Meaning(NamedTuple):
+    """What a phrase says.
+
+    kind: "object", "alone" (an object where nothing better is named), "colour", "count", "size",
+    "side", "relation", "turned" (a relation of the second object to the first: "to its left"),
+    "place" (with its preposition), "noun" (a place without), "adjective" (of a place), "backdrop"
+    (where a colour before it is the place), "nothing" (words that only seem to name an object:
+    "storybook illustration") or "pause" (no words at all). value: an object's index in the world's
+    table, a number, or the world's own phrase. many: of an object, several.
+    """
+
+    kind: str
+    value: Any = None
+    many: bool = False
+
+
+class Item(NamedTuple):
+    """Words [start, end) of a prompt and what they say, if anything."""
+
+    start: int
+    end: int
+    meaning: Meaning | None = None
+
+
+PAUSE = Meaning("pause")
+
+
+class Everyday:
+    """Reads prompts for the world that `words` describes."""
+
+    def __init__(self, words: ContrastWords) -> None:
+        self.words = words
+        self.lexicon: dict[str, Any] = read_json(LEXICON)
+        self.small = frozenset(self.lexicon["small words"])
+        self.materials = frozenset(self.lexicon["materials"])
+
+    @cached_property
+    def table(self) -> dict[Key, dict[str, Meaning]]:
+        """Phrase, as words -> its meaning of each kind; "orange" is an object and a colour."""
+        table: dict[Key, dict[str, Meaning]] = {}
+        for phrase, meaning in self._own():
+            table.setdefault(key(phrase), {}).setdefault(meaning.kind, meaning)
+        for phrase, meaning in self._everyday():  # a new meaning of a known phrase would hide it
+            if key(phrase) not in table or meaning.kind in ("noun", "adjective", "backdrop"):
+                table.setdefault(key(phrase), {}).setdefault(meaning.kind, meaning)
+        return table
+
+    def _own(self) -> Iterator[tuple[str, Meaning]]:
+        """What the world's own words mean, names before plurals that were only derived."""
+        for i, spec in enumerate(self.words.objects):
+            for phrase in (spec["name"], *spec["synonyms"]):
+                yield phrase, Meaning("object", i)
+            yield spec["plural"], Meaning("object", i, many=True)
+        for i, spec in enumerate(self.words.objects):
+            for phrase in spec["synonyms"]:
+                yield plural(phrase), Meaning("object", i, many=True)
+        for word in self.words.colours:
+            yield word, Meaning("colour", word)
+        for number, phrases in enumerate(self.words.counts[1:], start=2):
+            for phrase in phrases:
+                yield phrase, Meaning("count", number)
+        groups = {
+            "place": self.words.backgrounds,
+            "relation": self.words.relations,
+            "size": self.words.sizes,
+            "side": self.words.places,
+        }
+        for kind, entries in groups.items():
+            for phrases in entries:
+                for phrase in phrases:
+                    yield phrase, Meaning(kind, phrases[0])
+        for joint in self.words.arrangements:
+            for phrase in joint["open"]:
+                yield phrase, Meaning("relation", OPEN)
+
+    def _everyday(self) -> Iterator[tuple[str, Meaning]]:
+        """What the lexicon adds, of what this world has."""
+        index = {spec["name"]: i for i, spec in enumerate(self.words.objects)}
+        for kind in ("object", "alone"):
+            named = {
+                phrase: index[name]
+                for name, phrases in self.lexicon[kind].items()
+                if name in index
+                for phrase in phrases
+            }
+            for phrase, i in named.items():
+                yield phrase, Meaning(kind, i)
+            for phrase, i in named.items():
+                yield plural(phrase), Meaning(kind, i, many=True)
+        places = {phrase: phrases[0] for phrases in self.words.backgrounds for phrase in phrases}
+        for name, ways in self.lexicon["place"].items():
+            for kind, phrases in ways.items():
+                for phrase in phrases:
+                    if name in places:
+                        yield phrase, Meaning(kind, places[name])
+                        if kind == "noun":
+                            yield plural(phrase), Meaning(kind, places[name])
+        for colour, phrases in self.lexicon["colour"].items():
+            for phrase in phrases:
+                if colour in self.words.colours:
+                    yield phrase, Meaning("colour", colour)
+        numbers = {phrases[0]: i for i, phrases in enumerate(self.words.counts, start=1)}
+        for name, phrases in self.lexicon["count"].items():
+            for phrase in phrases:
+                if name in numbers:
+                    yield phrase, Meaning("count", numbers[name])
+        for kind, entries in (("size", self.words.sizes), ("relation", self.words.relations)):
+            known = {phrase: phrases[0] for phrases in entries for phrase in phrases}
+            known |= {OPEN: OPEN, WORN: WORN} if kind == "relation" else {}
+            for name, phrases in self.lexicon[kind].items():
+                for phrase in phrases:
+                    if name in known:
+                        yield phrase, Meaning(kind, known[name])
+        for phrases in self.words.relations:
+            for phrase in self.lexicon["relation of the second"].get(phrases[0], ()):
+                yield phrase, Meaning("turned", phrases[0])
+        for kind in ("backdrop", "nothing"):
+            for phrase in self.lexicon[kind]:
+                yield phrase, Meaning(kind)
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.table))
+
+    @cached_property
+    def _before_places(self) -> set[Key]:
+        """What may stand before a place: prepositions, and what else tells where something is."""
+        found = {phrase for phrase, kinds in self.table.items() if "relation" in kinds}
+        return found | {key(phrase) for phrase in self.lexicon["preposition"]}
+
+    @cached_property
+    def _spelt(self) -> list[str]:
+        """Long single words that name an object."""
+        return [
+            k[0]
+            for k, v in self.table.items()
+            if "object" in v and len(k) == 1 and len(k[0]) >= LONG
+        ]
+
+    def scan(self, prompt: str) -> tuple[list[str], list[Item]]:
+        """A prompt's words, and what they say, in order: those that say nothing one by one, and
+        where a clause ends a "pause" of no words."""
+        text: list[str] = []
+        items: list[Item] = []
+        for clause in re.split(r"[,.;:!?()]+\s", prompt + " "):
+            at, words = 0, spelt(WordTokenizer.split(clause))
+            while at < len(words):
+                item = self._place(words, at) or self._phrase(words, at) or Item(at, at + 1)
+                items.append(item._replace(start=len(text) + at, end=len(text) + item.end))
+                at = item.end
+            text += words
+            items.append(Item(len(text), len(text), PAUSE))
+        return text, items
+
+    def _meanings(self, text: list[str], at: int) -> tuple[int, dict[str, Meaning]]:
+        """The end of the longest phrase that begins at a word, and its meanings; without one the
+        end of the word, and those of an object that it is a misspelling of."""
+        for end in range(min(at + self._longest, len(text)), at, -1):
+            if meanings := self.table.get(tuple(text[at:end])):
+                return end, meanings
+        word = text[at]
+        if len(word) >= LONG - 1 and "'" not in word and word not in self.small:
+            near = [w for w in get_close_matches(word, self._spelt, 3, ALIKE) if w[0] == word[0]]
+            if near:
+                return at + 1, self.table[near[0],]
+        return at + 1, {}
+
+    def _phrase(self, text: list[str], at: int) -> Item | None:
+        end, meanings = self._meanings(text, at)
+        if "object" in meanings and "colour" in meanings:  # "an orange" or "an orange cat"
+            after = self._meanings(text, end)[1] if end < len(text) else {}
+            chosen = "colour" if after.keys() & {"object", "alone", "size"} else "object"
+        else:
+            chosen = next(iter(meanings), None)
+        return Item(at, end, meanings[chosen]) if chosen else None
+
+    def _place(self, text: list[str], at: int) -> Item | None:
+        """A place that is named from a word on, perhaps with what says that it is one: "in the dark
+        forest", "sitting on a wooden table", "sunset", "on a plain red wall"."""
+        end, meanings = self._meanings(text, at)
+        if "place" in meanings:
+            return Item(at, end, meanings["place"])
+        reach = range(min(at + self._longest, len(text)), at, -1)
+        begin = next((e for e in reach if tuple(text[at:e]) in self._before_places), at)
+        last = min(begin + BETWEEN, len(text) - 1) if begin > at else at
+        for here in range(begin, last + 1):
+            wall = text[begin - 1] in WALLS if begin > at else False
+            if ground := self._ground(text, here, wall):
+                return Item(at, *ground)
+            if self._meanings(text, here)[1].keys() - {"colour", "size", "adjective"}:
+                break
+        return None
+
+    def _ground(self, text: list[str], at: int, wall: bool) -> tuple[int, Meaning] | None:
+        """A place without its preposition, where a word begins to name one: its end, and it.
+
+        wall: it is "on" or "against" what comes, so that a colour alone is a place, too.
+        """
+        end, meanings = self._meanings(text, at)
+        if "noun" in meanings and "object" not in meanings:
+            stop, following = self._meanings(text, end) if end < len(text) else (end, {})
+            if "noun" in following:  # "city buildings", "a mountain lake": the last is the place
+                end, meanings = stop, following
+            return end, meanings["noun"]._replace(kind="place")
+        place = key(
+            f"on a {meanings['colour'].value if 'colour' in meanings else text[at]} background"
+        )
+        behind = self.table.get(place, {}).get("place", Meaning("place"))
+        if behind.value is None and "colour" not in meanings:
+            return None
+        if end == len(text):
+            return (end, behind) if wall else None
+        for after in range(end, min(end + 2, len(text))):
+            stop, following = self._meanings(text, after)
+            if "backdrop" in following:
+                return stop, behind
+            if following:
+                break
+        return None
+
+
+def key(phrase: str) -> Key:
+    """The words of a phrase, in American spelling."""
+    return tuple(spelt(WordTokenizer.split(phrase)))
+
+
+def spelt(text: Iterable[str]) -> list[str]:
+    """Words in American spelling."""
+    return [SPELLINGS.get(word, word) for word in text]
