@@ -29,8 +29,10 @@ def _rewording(folder: Path) -> Rewording:
 
 
 def reword(prompt: str, folder: Path | None = None) -> Reworded:
-    """The prompt in the words of the judge in `folder` (default: the packaged one)."""
-    return _rewording(folder or hub.WEIGHTS / NAME)(prompt)
+    """The prompt in the words of the judge in `folder` (default: the packaged one); as it is where
+    those say all of it, even if that is more than our pictures show."""
+    rewording = _rewording(folder or hub.WEIGHTS / NAME)
+    return Reworded(prompt, prompt) if rewording.covers(prompt) else rewording(prompt)
 
 
 def metadata_of(prompt: str, folder: Path | None = None) -> dict[str, Any]:

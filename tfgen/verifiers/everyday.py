@@ -34,8 +34,9 @@ class Meaning(NamedTuple):
     "side", "relation", "turned" (a relation of the second object to the first: "to its left"),
     "place" (with its preposition), "noun" (a place without), "adjective" (of a place), "backdrop"
     (where a colour before it is the place), "nothing" (words that only seem to name an object:
-    "storybook illustration") or "pause" (no words at all). value: an object's index in the world's
-    table, a number, or the world's own phrase. many: of an object, several.
+    "storybook illustration"), "pause" (no words at all), or "" for what nobody understands. value:
+    an object's index in the world's table, a number, or the world's own phrase. many: of an object,
+    several.
     """
 
     kind: str
@@ -43,15 +44,23 @@ class Meaning(NamedTuple):
     many: bool = False
 
 
+NOTHING, PAUSE = Meaning(""), Meaning("pause")
+
+
 class Item(NamedTuple):
-    """Words [start, end) of a prompt and what they say, if anything."""
+    """Words [start, end) of a prompt, and what they say."""
 
     start: int
     end: int
-    meaning: Meaning | None = None
+    meaning: Meaning = NOTHING
 
+    @property
+    def kind(self) -> str:
+        return self.meaning.kind
 
-PAUSE = Meaning("pause")
+    @property
+    def value(self) -> Any:
+        return self.meaning.value
 
 
 class Everyday:
@@ -104,48 +113,43 @@ class Everyday:
 
     def _everyday(self) -> Iterator[tuple[str, Meaning]]:
         """What the lexicon adds, of what this world has."""
-        index = {spec["name"]: i for i, spec in enumerate(self.words.objects)}
-        for kind in ("object", "alone"):
-            named = {
-                phrase: index[name]
-                for name, phrases in self.lexicon[kind].items()
-                if name in index
-                for phrase in phrases
-            }
-            for phrase, i in named.items():
-                yield phrase, Meaning(kind, i)
-            for phrase, i in named.items():
-                yield plural(phrase), Meaning(kind, i, many=True)
-        places = {phrase: phrases[0] for phrases in self.words.backgrounds for phrase in phrases}
-        for name, ways in self.lexicon["place"].items():
-            for kind, phrases in ways.items():
-                for phrase in phrases:
-                    if name in places:
-                        yield phrase, Meaning(kind, places[name])
-                        if kind == "noun":
-                            yield plural(phrase), Meaning(kind, places[name])
-        for colour, phrases in self.lexicon["colour"].items():
-            for phrase in phrases:
-                if colour in self.words.colours:
-                    yield phrase, Meaning("colour", colour)
-        numbers = {phrases[0]: i for i, phrases in enumerate(self.words.counts, start=1)}
-        for name, phrases in self.lexicon["count"].items():
-            for phrase in phrases:
-                if name in numbers:
-                    yield phrase, Meaning("count", numbers[name])
-        for kind, entries in (("size", self.words.sizes), ("relation", self.words.relations)):
+        yield from self._everyday_objects()
+        own = {
+            "place": [*self.words.backgrounds],
+            "colour": [[word] for word in self.words.colours],
+            "size": self.words.sizes,
+            "relation": [*self.words.relations, [OPEN], [WORN]],
+            "turned": self.words.relations,
+        }
+        for section, entries in own.items():
             known = {phrase: phrases[0] for phrases in entries for phrase in phrases}
-            known |= {OPEN: OPEN, WORN: WORN} if kind == "relation" else {}
-            for name, phrases in self.lexicon[kind].items():
-                for phrase in phrases:
+            for name, phrases in self.lexicon[section].items():
+                ways = phrases if isinstance(phrases, dict) else {section: phrases}
+                for kind, phrase in ((k, phrase) for k in ways for phrase in ways[k]):
                     if name in known:
                         yield phrase, Meaning(kind, known[name])
-        for phrases in self.words.relations:
-            for phrase in self.lexicon["relation of the second"].get(phrases[0], ()):
-                yield phrase, Meaning("turned", phrases[0])
+                        if kind == "noun":
+                            yield plural(phrase), Meaning(kind, known[name])
+        for number, (name, *_) in enumerate(self.words.counts, start=1):
+            for phrase in self.lexicon["count"].get(name, ()):
+                yield phrase, Meaning("count", number)
         for kind in ("backdrop", "nothing"):
             for phrase in self.lexicon[kind]:
                 yield phrase, Meaning(kind)
+
+    def _everyday_objects(self) -> Iterator[tuple[str, Meaning]]:
+        index = {spec["name"]: i for i, spec in enumerate(self.words.objects)}
+        for kind in ("object", "alone"):
+            named = [
+                (phrase, index[name])
+                for name, phrases in self.lexicon[kind].items()
+                if name in index
+                for phrase in phrases
+            ]
+            for phrase, i in named:
+                yield phrase, Meaning(kind, i)
+            for phrase, i in named:
+                yield plural(phrase), Meaning(kind, i, many=True)
 
     @cached_property
     def _longest(self) -> int:
@@ -160,11 +164,8 @@ class Everyday:
     @cached_property
     def _spelt(self) -> list[str]:
         """Long single words that name an object."""
-        return [
-            k[0]
-            for k, v in self.table.items()
-            if "object" in v and len(k) == 1 and len(k[0]) >= LONG
-        ]
+        named = [phrase for phrase, kinds in self.table.items() if "object" in kinds]
+        return [word for word, *more in named if not more and len(word) >= LONG]
 
     def scan(self, prompt: str) -> tuple[list[str], list[Item]]:
         """A prompt's words, and what they say, in order: those that say nothing one by one, and
@@ -211,17 +212,17 @@ class Everyday:
             return Item(at, end, meanings["place"])
         reach = range(min(at + self._longest, len(text)), at, -1)
         begin = next((e for e in reach if tuple(text[at:e]) in self._before_places), at)
-        last = min(begin + BETWEEN, len(text) - 1) if begin > at else at
-        for here in range(begin, last + 1):
-            wall = text[begin - 1] in WALLS if begin > at else False
-            if ground := self._ground(text, here, wall):
-                return Item(at, *ground)
+        if begin == at:
+            return self._ground(text, at, at, wall=False)
+        for here in range(begin, min(begin + BETWEEN, len(text) - 1) + 1):
+            if found := self._ground(text, at, here, wall=text[begin - 1] in WALLS):
+                return found
             if self._meanings(text, here)[1].keys() - {"colour", "size", "adjective"}:
                 break
         return None
 
-    def _ground(self, text: list[str], at: int, wall: bool) -> tuple[int, Meaning] | None:
-        """A place without its preposition, where a word begins to name one: its end, and it.
+    def _ground(self, text: list[str], start: int, at: int, wall: bool) -> Item | None:
+        """The place that begins with words from `start` on and is named at `at`, if one is.
 
         wall: it is "on" or "against" what comes, so that a colour alone is a place, too.
         """
@@ -230,21 +231,16 @@ class Everyday:
             stop, following = self._meanings(text, end) if end < len(text) else (end, {})
             if "noun" in following:  # "city buildings", "a mountain lake": the last is the place
                 end, meanings = stop, following
-            return end, meanings["noun"]._replace(kind="place")
-        place = key(
-            f"on a {meanings['colour'].value if 'colour' in meanings else text[at]} background"
-        )
-        behind = self.table.get(place, {}).get("place", Meaning("place"))
-        if behind.value is None and "colour" not in meanings:
+            return Item(start, end, meanings["noun"]._replace(kind="place"))
+        colour = meanings["colour"].value if "colour" in meanings else text[at]
+        behind = self.table.get(key(f"on a {colour} background"), {}).get("place")
+        if behind is None and "colour" not in meanings:
             return None
-        if end == len(text):
-            return (end, behind) if wall else None
-        for after in range(end, min(end + 2, len(text))):
-            stop, following = self._meanings(text, after)
-            if "backdrop" in following:
-                return stop, behind
-            if following:
-                break
+        stop, following = self._meanings(text, end) if end < len(text) else (end, {})
+        if not following and stop < len(text):  # a word between, as in "a red brick wall"
+            stop, following = self._meanings(text, stop)
+        if "backdrop" in following or (wall and end == len(text)):
+            return Item(start, stop, behind or Meaning("place"))  # "a purple wall" is none
         return None
 
 

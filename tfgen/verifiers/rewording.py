@@ -8,7 +8,7 @@ as it is, letter by letter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tfgen.verifiers.contrast import ContrastWords
@@ -21,7 +21,6 @@ SMALL_WORDS = frozenset(
     "photograph picture image drawing render scene 3d colored coloured".split()
 )
 ABOVE = "above"
-MOST = 4  # objects of one kind in a picture
 
 
 @dataclass(frozen=True)
@@ -46,20 +45,6 @@ class Reworded:
         return [f"{said}."]
 
 
-@dataclass(frozen=True)
-class Thing:
-    """An object as the prompt describes it; item: its noun."""
-
-    item: Item
-    count: int = 1
-    colour: str | None = None
-    size: str | None = None
-
-    @property
-    def entry(self) -> int:
-        return self.item.meaning.value  # type: ignore[union-attr]
-
-
 class Rewording:
     """Says prompts in the words of the world that `words` describes."""
 
@@ -67,115 +52,44 @@ class Rewording:
         self.words = words
         self.everyday = Everyday(words)
 
-    def understood(self, prompt: str) -> bool:
-        """Whether the world's own words cover the prompt, and name what a picture can show: some of
-        one kind of object, or one each of two."""
+    def covers(self, prompt: str) -> bool:
+        """Whether the world's own words say all of the prompt, and it names an object."""
         text, spans = self.words.parse(prompt)
         read = {i for s in spans for i in range(s.start, s.end)}
         known = all(i in read or word in SMALL_WORDS for i, word in enumerate(spelt(text)))
-        nouns = [s for s in spans if s.factor == "object"]
-        kinds = len({s.entry for s in nouns})
-        return known and (kinds == 1 or (kinds == 2 and not any(s.plural for s in nouns)))
+        return known and any(s.factor == "object" for s in spans)
+
+    def can_be_shown(self, prompt: str) -> bool:
+        """Whether a picture has room for what the prompt names: some of one kind of object, or one
+        each of two."""
+        nouns = [s for s in self.words.parse(prompt)[1] if s.factor == "object"]
+        kinds = len({noun.entry for noun in nouns})
+        return kinds == 1 or (kinds == 2 and not any(noun.plural for noun in nouns))
 
     def __call__(self, prompt: str) -> Reworded:
         """The prompt as it is to be searched for: itself where all of it is understood, and where
         nothing of it names an object or a place."""
-        if self.understood(prompt):
+        if self.covers(prompt) and self.can_be_shown(prompt):
             return Reworded(prompt, prompt)
         text, items = self.everyday.scan(prompt)
-        things, left_out = self._things(text, items)
-        place, other_places = self._place(items)
-        left_out += other_places
+        things, left_out = things_of(text, items, self.everyday)
+        place, other_places = place_of(items)
         added = None
         if not things:
-            added = self.everyday.lexicon["company"].get(place.meaning.value) if place else None
+            added = self.everyday.lexicon["company"].get(place.value) if place else None
             if added is None:
                 return Reworded(prompt, prompt)
-        shown, others = things[:2], things[2:]
-        left_out += [thing.item for thing in others]
-        said = added or self._said(text, items, shown)
-        if place:
-            said += f" {place.meaning.value}"
+        said = [added or self._said(text, items, things[:2])]
+        said += [place.value] if place else []
+        left_out += [*other_places, *(thing.item for thing in things[2:])]
         unsaid = dict.fromkeys(words_of(text, item) for item in sorted(left_out))
-        return Reworded(said, prompt, tuple(unsaid), added)
-
-    def _things(self, text: list[str], items: Sequence[Item]) -> tuple[list[Thing], list[Item]]:
-        """The objects that the prompt names, each kind once, and what nothing is made of."""
-        named = {i.meaning.kind for i in items if i.meaning}
-        things: list[Thing] = []
-        left_out: list[Item] = []
-        before: dict[str, Item] = {}  # what describes the next object, or else the last one
-
-        def describe_last() -> None:
-            """What was said and found no object after it is of the one before it."""
-            if things:
-                last = things[-1]
-                if "colour" in before and last.colour is None:
-                    things[-1] = last = replace(last, colour=before["colour"].meaning.value)
-                if "count" in before and last.item.meaning.many:  # "cacti, three of them"
-                    things[-1] = replace(last, count=before["count"].meaning.value)
-                before.clear()
-            before.pop("count", None)
-
-        for item in items:
-            kind = item.meaning.kind if item.meaning else ""
-            if kind == "count":
-                before[kind] = item
-            elif kind in ("colour", "size"):
-                before.setdefault(kind, item)
-                if kind == "colour" and text[item.start - 1 : item.start] in (["is"], ["are"]):
-                    describe_last()
-            elif kind == "object" or (kind == "alone" and "object" not in named):
-                count = before["count"].meaning.value if "count" in before else 1
-                many = item.meaning.many and "count" not in before
-                told = {k: before[k].meaning.value for k in ("colour", "size") if k in before}
-                thing = Thing(item, 2 if many else count, **told)
-                if (
-                    things and things[-1].item.end == item.start
-                ):  # "a saguaro cactus", "a kite shop"
-                    last = things.pop()
-                    colour, size = last.colour or thing.colour, last.size or thing.size
-                    count = max(last.count, thing.count)
-                    thing = replace(thing, count=count, colour=colour, size=size)
-                things.append(thing)
-                before.clear()
-            elif kind in ("relation", "turned", "side", "place", "pause"):
-                describe_last()
-            elif not kind or kind in ("alone", "nothing"):
-                word = words_of(text, item)
-                if word not in self.everyday.small:
-                    left_out.append(item)
-                    if things and "colour" in before and word not in self.everyday.materials:
-                        left_out.append(before.pop("colour"))  # "a cat with blue eyes"
-        describe_last()
-        joined = [i.start for i in items if i.meaning and i.meaning.kind == "relation"]
-        kinds: dict[int, Thing] = {}
-        for thing in things:
-            if other := kinds.get(thing.entry):  # more of it, or the same again
-                colour, count = other.colour or thing.colour, max(other.count, thing.count)
-                if any(other.item.end <= at < thing.item.start for at in joined):
-                    count = other.count + thing.count
-                thing = replace(other, count=count, colour=colour)
-            kinds[thing.entry] = thing
-        return list(kinds.values()), left_out
-
-    @staticmethod
-    def _place(items: Iterable[Item]) -> tuple[Item | None, list[Item]]:
-        """Where the prompt says it is, and what else it says of that: a picture has one place."""
-        places = [i for i in items if i.meaning and i.meaning.kind == "place"]
-        adjectives = [i for i in items if i.meaning and i.meaning.kind == "adjective"]
-        found = [i for i in places + adjectives if i.meaning.value is not None]
-        found.sort(key=lambda item: not item.meaning.value.endswith("background"))
-        if not found:
-            return None, places
-        alike = found[0].meaning.value
-        return found[0], [i for i in places + adjectives if i.meaning.value != alike]
+        return Reworded(" ".join(said), prompt, tuple(unsaid), added)
 
     def _said(self, text: list[str], items: Sequence[Item], things: Sequence[Thing]) -> str:
         """The caption of one kind of object, or of two and how they stand."""
-        sides = [i for i in items if i.meaning and i.meaning.kind == "side"]
         if len(things) == 1:
-            return " ".join([self._named(things[0]), *(i.meaning.value for i in sides[:1])])
+            sides = [item.value for item in items if item.kind == "side"]
+            return " ".join([self._named(things[0]), *sides[:1]])
         first, second = (self._named(replace(t, count=1, size=None)) for t in things)
         relation, turned = self._relation(text, items, things)
         if turned:
@@ -187,20 +101,19 @@ class Rewording:
     ) -> tuple[str, bool]:
         """How the first of two objects stands to the second or, turned, the second to the first."""
         start, end = things[0].item.end, things[1].item.start
-        said = [i for i in items if i.meaning and i.meaning.kind in ("relation", "turned", "side")]
-        for item in said:
-            if item.meaning.kind == "turned" and item.start >= start:
-                return item.meaning.value, True
-            if (
-                item.meaning.kind == "side" and start <= item.start < end
-            ):  # "a fox on the left, ..."
-                return item.meaning.value.replace("on", "to", 1) + " of", False
-        between = [i for i in said if i.meaning.kind == "relation" and start <= i.start < end]
-        ahead = [i.meaning.value for i in said if i.meaning.kind == "relation" and i.end <= start]
-        relation = between[-1].meaning.value if between else OPEN
+        between = [item for item in items if start <= item.start < end]
+        for item in items:
+            if item.kind == "turned" and item.start >= start:
+                return item.value, True
+        for item in between:
+            if item.kind == "side":  # "a fox on the left, a cat on the right"
+                return item.value.replace("on", "to", 1) + " of", False
+        said = [item for item in between if item.kind == "relation"]
+        relation = said[-1].value if said else OPEN
         worn = self.words.objects[things[1].entry]["name"] in self.everyday.lexicon["worn"]
-        if relation == WORN or (worn and between and words_of(text, between[-1]) == "in"):
+        if relation == WORN or (worn and said and words_of(text, said[-1]) == "in"):
             return ABOVE, True
+        ahead = [item.value for item in items if item.kind == "relation" and item.end <= start]
         if relation == OPEN and (told := [r for r in ahead if r not in (OPEN, WORN)]):
             return told[-1], True  # "under a tree sleeps a fox"
         return relation, False
@@ -208,13 +121,101 @@ class Rewording:
     def _named(self, thing: Thing) -> str:
         """What captions call a thing: "two small red foxes"."""
         spec = self.words.objects[thing.entry]
-        count = min(thing.count, MOST, len(self.words.counts))
+        count = min(thing.count, len(self.words.counts))
         words = [thing.size, thing.colour, spec["plural" if count > 1 else "name"]]
         noun = " ".join(word for word in words if word)
         if count > 1:
             return f"{self.words.counts[count - 1][0]} {noun}"
         pair = spec["name"] == spec["plural"] and noun.endswith("s")  # "scissors"
         return noun if pair else f"{article(noun)} {noun}"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object as the prompt describes it; item: its noun."""
+
+    item: Item
+    count: int = 1
+    colour: str | None = None
+    size: str | None = None
+
+    @property
+    def entry(self) -> int:
+        return self.item.value
+
+
+def things_of(
+    text: list[str], items: Sequence[Item], everyday: Everyday
+) -> tuple[list[Thing], list[Item]]:
+    """The objects that a prompt names, each kind once, and what nothing is made of."""
+    named = {item.kind for item in items}
+    things: list[Thing] = []
+    left_out: list[Item] = []
+    before: dict[str, Item] = {}  # what describes the next object, or else the last one
+
+    def describe_last() -> None:
+        if things:
+            last = things[-1]
+            if "colour" in before and last.colour is None:  # "the fox is red"
+                things[-1] = last = replace(last, colour=before["colour"].value)
+            if "count" in before and last.item.meaning.many:  # "cacti, three of them"
+                things[-1] = replace(last, count=before["count"].value)
+            before.clear()
+        before.pop("count", None)
+
+    for item in items:
+        kind, word = item.kind, words_of(text, item)
+        if kind == "object" or (kind == "alone" and "object" not in named):
+            told = {name: described.value for name, described in before.items()}
+            thing = Thing(item, **({"count": 2 if item.meaning.many else 1} | told))
+            if things and things[-1].item.end == item.start:  # "a saguaro cactus", "a kite shop"
+                thing = merged(thing, things.pop())
+            things.append(thing)
+            before.clear()
+        elif kind in ("colour", "size", "count"):
+            if kind == "count" or kind not in before:
+                before[kind] = item
+            if kind == "colour" and text[item.start - 1 : item.start] in (["is"], ["are"]):
+                describe_last()
+        elif kind in ("relation", "turned", "side", "place", "pause"):
+            describe_last()
+        elif kind in ("", "alone", "nothing") and word not in everyday.small:
+            left_out.append(item)
+            if things and "colour" in before and word not in everyday.materials:
+                left_out.append(before.pop("colour"))  # "a cat with blue eyes"
+    describe_last()
+    kinds: dict[int, Thing] = {}
+    for thing in things:
+        if other := kinds.get(thing.entry):  # more of it, or the same again
+            gap = range(other.item.end, thing.item.start)
+            more = any(item.kind == "relation" and item.start in gap for item in items)
+            both = merged(other, thing)
+            thing = replace(both, count=other.count + thing.count) if more else both
+        kinds[thing.entry] = thing
+    return list(kinds.values()), left_out
+
+
+def merged(thing: Thing, other: Thing) -> Thing:
+    """A thing with what is said of another that is the same."""
+    return replace(
+        thing,
+        count=max(thing.count, other.count),
+        colour=thing.colour or other.colour,
+        size=thing.size or other.size,
+    )
+
+
+def place_of(items: Sequence[Item]) -> tuple[Item | None, list[Item]]:
+    """Where a prompt says that it is, and what else it says of that: a picture has one place.
+
+    Before other places go colours, which are said on purpose; a noun goes before an adjective.
+    """
+    said = [item for kind in ("place", "adjective") for item in items if item.kind == kind]
+    known = [item for item in said if item.value is not None]
+    if not known:
+        return None, said
+    found = min(known, key=lambda item: not item.value.endswith("background"))
+    return found, [item for item in said if item.value != found.value]
 
 
 def words_of(text: Sequence[str], item: Item) -> str:
