@@ -127,6 +127,7 @@ AS_IS = {"prior_strength": 1.0}  # drawn from the prior as it is
 SCREEN = {"screen": True}
 NEIGHBOURS = {"neighbours": 16}
 CROSSOVER = {"crossover": 8}
+FORECASTS = {"forecast": 16}
 REFINE = {"refine": 1}
 REENCODING = {"reencode": 16, "reencode_loss": 1.0}
 LOOKAHEAD = {"search": "lookahead", "lookahead": "end", "rollout": "greedy"}
@@ -146,6 +147,10 @@ METHODS: dict[str, Method] = {
         RETRIEVAL, lambda n, u: beam(n, u) | NEIGHBOURS | AS_IS
     ),
     "beam + retrieval + crossover": Method(RETRIEVAL, lambda n, u: with_crossover(n, u) | AS_IS),
+    "beam + retrieval + forecasts": Method(RETRIEVAL, lambda n, u: beam(n, u) | FORECASTS | AS_IS),
+    "beam + retrieval + crossover + forecasts": Method(
+        RETRIEVAL, lambda n, u: with_crossover(n, u) | FORECASTS | AS_IS
+    ),
     "beam + retrieval + re-encoding": Method(
         RETRIEVAL, lambda n, u: beam(n, u) | REENCODING | AS_IS
     ),
@@ -154,6 +159,7 @@ METHODS: dict[str, Method] = {
     "beam + shortlist by gradient": Method(
         UNIFORM, lambda n, u: with_shortlist(beam(n, u)) | {"shortlist_by": "gradient"}
     ),
+    "beam + forecasts": Method(UNIFORM, lambda n, u: beam(n, u) | FORECASTS),
     "beam + screening": Method(UNIFORM, lambda n, u: beam(n, u) | SCREEN),
     "beam + refinement": Method(UNIFORM, lambda n, u: beam(n, u) | REFINE),
     "together": Method(RETRIEVAL, together),

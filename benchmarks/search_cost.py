@@ -84,6 +84,10 @@ def plan(
                 settings = trials.settings(method.prior, defaults=method.defaults, **search)
                 if search.get("atlas") and not trials.has_atlas:
                     raise InputError("These models have no atlas: tfgen atlas build makes one.")
+                if search.get("forecast") and trials.forecaster is None:
+                    raise InputError(
+                        "These models have no forecaster: tfgen.training.forecast makes one."
+                    )
                 tasks += trials.tasks(name, settings, SPLIT, prompts, seeds, budget=budget)
         except InputError as error:
             if methods:

@@ -38,7 +38,8 @@ def test_a_method_uses_its_budget_and_no_more(name: str) -> None:
         wanted = method.settings(budget, USUAL) | {"budget": budget, "atlas": False}
         if method.defaults:
             wanted |= {"prior_strength": USUAL.strength, "crossover": USUAL.crossover}
-        wanted |= {"shortlist": 0, "screen": False}  # toys have neither code vectors nor drafts
+        # Toys have neither code vectors nor drafts nor a forecaster.
+        wanted |= {"shortlist": 0, "screen": False, "forecast": 1}
         settings = SearchSettings(**wanted)
         result = search(verifier.prepare("a"), tokenizer, prior, verifier, settings)
         assert 0.8 * budget <= result.accounts.cost <= budget, budget
@@ -63,6 +64,8 @@ def test_an_idea_alone_is_the_plain_beam_but_for_it() -> None:
         ("beam + atlas", {"atlas", "candidates"}),
         ("beam + shortlist", {"shortlist"}),
         ("beam + shortlist by gradient", {"shortlist", "shortlist_by"}),
+        ("beam + forecasts", {"forecast"}),
+        ("beam + retrieval + forecasts", {"prior_strength", "forecast"}),
         ("beam + screening", {"screen"}),
         ("beam + refinement", {"refine"}),
     ]:
