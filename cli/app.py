@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        message, code = explain(error)
+        message, code = explain(error, arguments)
         print(f"Error: {message}", file=sys.stderr)
         return code
 
@@ -127,12 +127,17 @@ def with_command(arguments: list[str]) -> list[str]:
     return ["generate", *arguments]
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
     """The sentence and the exit code for what ended a command."""
     usage_error = typer.BadParameter.__base__  # click's UsageError, which new typers carry inside
     if isinstance(error, TfgenError):
         return str(error), error.exit_code
     if isinstance(error, usage_error):
-        return f"{error.format_message().rstrip('.')}: see tfgen generate --help.", 2
+        path = getattr(getattr(error, "ctx", None), "command_path", "tfgen generate")
+        said = error.format_message().rstrip(".") or "Name one of its commands"
+        hint = f"see {path} --help"
+        if len(arguments) == 1 and arguments[0] != "generate":  # who types tfgen tree may want one
+            hint += f", or, for a picture of one, tfgen generate {arguments[0]}"
+        return f"{said}: {hint}.", 2
     detail = str(error).strip().partition("\n")[0]
     return f"Unexpected {type(error).__name__}: {detail} (run with --debug for the traceback).", 1

@@ -21,6 +21,17 @@ from tfgen.image_io import load_png
 # Bad input
 
 
+def test_a_command_that_could_be_a_prompt_says_so(run: Callable[..., Run]) -> None:
+    done = run("tree")
+    assert done.code == 2 and is_one_sentence(done.err)
+    assert "see tfgen tree --help" in done.err and "tfgen generate tree" in done.err
+
+
+def test_a_group_without_a_command_is_one_sentence(run: Callable[..., Run]) -> None:
+    done = run("bank")
+    assert done.code == 2 and is_one_sentence(done.err) and "see tfgen bank --help" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
