@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tfgen import hub
-from tfgen.decoding.attention import norm_attention
+from tfgen.decoding.attention import TILE, Tile, norm_attention
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.kernel_engine import KernelEngine
 from tfgen.errors import finite_number, unknown, whole_number
@@ -81,7 +82,7 @@ def make(config: FlexTokConfig, device: torch.device, dtype: torch.dtype, vae: t
     return FlexTok(networks)
 
 
-def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype) -> FlexTok:
+def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype, tile: Tile = TILE) -> FlexTok:
     if name == "eager":
         return tokenizer
     if name == "compile":
@@ -95,7 +96,7 @@ def engine_of(name: str, tokenizer: FlexTok, residual: torch.dtype) -> FlexTok:
     fused = FusedFlexTok.of(tokenizer, residual)
     if name == "attention":
         fused.fused = copy.copy(fused.fused)
-        fused.fused.attend = norm_attention
+        fused.fused.attend = partial(norm_attention, tile=tile)
     return fused.in_float8() if name == "float8" else fused
 
 
@@ -196,6 +197,8 @@ def main() -> None:
     add("--engines", nargs="+", default=list(USUAL), choices=ENGINES, help="(eager kernels)")
     add("--dtype", choices=["float32", "bfloat16"], help="of the blocks (bfloat16 on CUDA)")
     add("--residual", default="float32", choices=["float32", "bfloat16"], help="of the kernels'")
+    add("--tile", nargs=3, type=int, default=astuple(TILE), metavar=("QUERIES", "WARPS", "STAGES"),
+        help="how the engine attention is cut ({} {} {})".format(*astuple(TILE)))  # fmt: skip
     add("--vae", default="float32", choices=DTYPES, help="dtype of the VAE (float32)")
     add("--verifier", help="open_clip architecture, packaged name or none (ViT-L-14 on CUDA)")
     add("--device", default="auto", choices=DEVICES, help="(auto)")
@@ -263,7 +266,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
     scores: dict[str, Tensor] = {}
     with torch.inference_mode():
         for name in sorted(args.engines, key=ENGINES.index):  # the others are compared with eager
-            engine = engine_of(name, tokenizer, residual)
+            engine = engine_of(name, tokenizer, residual, Tile(*args.tile))
             mine = prefixes[: args.plain_batch] if name in ("eager", "compile") else prefixes
             row, latents, seen = measure(
                 name, engine, verifier, mine, reference, flops, matmul, least, args.runs
@@ -299,7 +302,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Measured]]:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     names = ["model", "batch", "plain_batch", "tokens", "steps", "guidance"]
-    names += ["dtype", "residual", "vae", "verifier"]
+    names += ["dtype", "residual", "vae", "verifier", "tile"]
     settings = {name: getattr(args, name) for name in names}
     return settings | {"apg": not args.cfg, "device": device_name(args.device)}
 

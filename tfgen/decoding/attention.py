@@ -39,7 +39,9 @@ _MOST_KEYS = 320  # with their logits in the registers of a program
 _MOST_FEATURES = 64
 
 
-def norm_attention(qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float) -> Tensor:
+def norm_attention(
+    qkv: Tensor, heads: int, key_bias: Tensor | None, scale: float, tile: Tile = TILE
+) -> Tensor:
     """Softmax attention over normed queries and keys: Float[N, S, 3 D] -> Float[N, S, D].
 
     qkv: its first third is the queries. key_bias: Float[N or 1, S], added to the logits of each
@@ -56,7 +58,7 @@ def norm_attention(qkv: Tensor, heads: int, key_bias: Tensor | None, scale: floa
     fits = _SMALLEST <= whole and whole + rest <= _MOST_KEYS and dim <= _MOST_FEATURES
     if not fused(qkv) or qkv.dtype == torch.float32 or not fits:
         return attention(qkv, heads, key_bias, scale)
-    return norm_attention_triton(qkv, heads, key_bias, scale)
+    return norm_attention_triton(qkv, heads, key_bias, scale, tile)
 
 
 def norm_attention_reference(
