@@ -50,7 +50,7 @@ def test_prompts_of_the_worlds_own_words_are_left_as_they_are(
         ("sitting on a wooden table, a cup of cocoa", "a cup indoors"),
         ("a fox in the deep dark old woods", "a fox in a forest"),
         ("palm tree by the ocean", "a palm tree on a beach"),
-        ("a snowy owl", "an owl"),  # a kind of owl
+        ("a snowy owl", "a white owl"),  # a kind of owl
         ("a snowy castle", "a castle in snow"),
         ("desert fox", "a fox in the desert"),
         ("a toy car, plain gray backdrop", "a car on a gray background"),
@@ -64,9 +64,11 @@ def test_prompts_of_the_worlds_own_words_are_left_as_they_are(
         ("a couch in emerald velvet", "a green couch"),
         ("a fluffy orange tabby", "an orange cat"),
         ("a squeezed orange", "an orange"),
+        ("a polar bear and a lemon", "a white bear and a yellow orange"),
+        ("a brown polar bear", "a brown bear"),
         # numbers
         ("a couple of cute kittens", "two cats"),
-        ("a flock of geese", "four ducks"),
+        ("a flock of geese", "four white ducks"),
         ("saguaros, three of them", "three cacti"),
         ("a hundred years ago: a pair of tortoises", "two turtles"),
         ("a tall saguaro cactus", "a cactus"),
@@ -148,7 +150,9 @@ def agrees(asked: dict, read: dict | None) -> bool:
     for entry in asked["include"]:
         names = {entry["class"], *entry.get("or", ())}
         found = [e for e in read["include"] if e["class"] in names]
-        if not found or any(found[0].get(k) != entry.get(k) for k in ("count", "color")):
+        if not found or found[0]["count"] != entry["count"]:
+            return False
+        if "color" in entry and found[0].get("color") != entry["color"]:
             return False
     return True
 
@@ -177,7 +181,8 @@ def test_the_lexicon_names_only_what_some_world_has() -> None:
     lexicon = json.loads(Path(LEXICON).read_text(encoding="utf-8"))
     words = ContrastWords(**contrast_words(Captioner(list(load_objects("full")))))
     names = {spec["name"] for spec in words.objects}
-    assert set(lexicon["object"]) | set(lexicon["alone"]) <= names
+    coloured = {f"{colour} {name}" for colour in words.colours for name in names}
+    assert set(lexicon["object"]) | set(lexicon["alone"]) <= names | coloured
     places = {phrase for phrases in words.backgrounds for phrase in phrases}
     assert set(lexicon["place"]) | set(lexicon["company"]) <= places
     assert set(lexicon["colour"]) <= set(words.colours)

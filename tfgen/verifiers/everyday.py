@@ -36,12 +36,13 @@ class Meaning(NamedTuple):
     (where a colour before it is the place), "nothing" (words that only seem to name an object:
     "storybook illustration"), "pause" (no words at all), or "" for what nobody understands. value:
     an object's index in the world's table, a number, or the world's own phrase. many: of an object,
-    several.
+    several. colour: of an object, that it has where the prompt says none (a polar bear's).
     """
 
     kind: str
     value: Any = None
     many: bool = False
+    colour: str | None = None
 
 
 NOTHING, PAUSE = Meaning(""), Meaning("pause")
@@ -138,7 +139,9 @@ class Everyday:
                 yield phrase, Meaning(kind)
 
     def _everyday_objects(self) -> Iterator[tuple[str, Meaning]]:
-        index = {spec["name"]: i for i, spec in enumerate(self.words.objects)}
+        index = {spec["name"]: (i, None) for i, spec in enumerate(self.words.objects)}
+        for colour in self.words.colours:
+            index |= {f"{colour} {name}": (i, colour) for name, (i, c) in index.items() if not c}
         for kind in ("object", "alone"):
             named = [
                 (phrase, index[name])
@@ -146,10 +149,10 @@ class Everyday:
                 if name in index
                 for phrase in phrases
             ]
-            for phrase, i in named:
-                yield phrase, Meaning(kind, i)
-            for phrase, i in named:
-                yield plural(phrase), Meaning(kind, i, many=True)
+            for phrase, (i, colour) in named:
+                yield phrase, Meaning(kind, i, colour=colour)
+            for phrase, (i, colour) in named:
+                yield plural(phrase), Meaning(kind, i, many=True, colour=colour)
 
     @cached_property
     def _longest(self) -> int:

@@ -122,7 +122,8 @@ class Rewording:
         """What captions call a thing: "two small red foxes"."""
         spec = self.words.objects[thing.entry]
         count = min(thing.count, len(self.words.counts))
-        words = [thing.size, thing.colour, spec["plural" if count > 1 else "name"]]
+        colour = thing.colour or thing.item.meaning.colour
+        words = [thing.size, colour, spec["plural" if count > 1 else "name"]]
         noun = " ".join(word for word in words if word)
         if count > 1:
             return f"{self.words.counts[count - 1][0]} {noun}"
