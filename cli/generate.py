@@ -68,6 +68,7 @@ def generate(
     forecast: o.Forecast = None,
     neighbours: o.Neighbours = None,
     crossover: o.Crossover = None,
+    patience: o.Patience = None,
     refine: o.Refine = None,
     anneal: o.Anneal = None,
     reencode: o.Reencode = None,

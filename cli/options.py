@@ -250,6 +250,14 @@ Crossover = Annotated[
         metavar="ROUNDS",
     ),
 ]
+Patience = Annotated[
+    int | None,
+    option(
+        METHOD,
+        "Crossover: end it after so many rounds in a row that found nothing better (0: never).",
+        metavar="ROUNDS",
+    ),
+]
 Reencode = Annotated[
     int | None,
     option(
@@ -315,8 +323,8 @@ Resume = Annotated[
 SAME = (  # options that are called as the setting is
     "search beam candidates samples tokens schedule prior_strength prior_weight rollouts rollout "
     "rollout_score lookahead_steps branch first_step max_children keep complete shortlist "
-    "shortlist_by forecast neighbours crossover refine anneal reencode reencode_loss budget "
-    "time_limit batch_size"
+    "shortlist_by forecast neighbours crossover patience refine anneal reencode reencode_loss "
+    "budget time_limit batch_size"
 ).split()
 
 

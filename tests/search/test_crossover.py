@@ -44,6 +44,27 @@ def test_what_two_pictures_show_is_put_together():
     assert found.score == 3 and tuple(found.tokens.tolist()) == GOAL
 
 
+def test_it_ends_where_patience_does():
+    """The goal cannot be passed: after it was found so many rounds find nothing better."""
+    whole, patient = crossed(crossover=12), crossed(crossover=12, patience=3)
+    found = next(i for i, step in enumerate(crossing(whole)) if step.best_score == 3)
+    assert len(crossing(patient)) == found + 1 + 3 < 12 == len(crossing(whole))
+    assert patient.tokens.tolist() == whole.tokens.tolist() == list(GOAL)
+    assert patient.decodes < whole.decodes
+    rounds = [step.best_score for step in crossing(patient)]
+    assert rounds == [step.best_score for step in crossing(whole)][: len(rounds)]
+
+
+def test_what_patience_leaves_is_there_for_what_follows():
+    options = {"crossover": 12, "refine": 1, "tokens": LENGTH}
+    whole = crossed(**options, budget=300)
+    patient = crossed(**options, budget=300, patience=1)
+    refined = [result.decodes - crossing(result)[-1].decodes for result in (whole, patient)]
+    assert len(crossing(patient)) < 12 and refined[1] > refined[0]
+    assert patient.decodes <= 300
+    assert sum(step.phase == "refine" for step in patient.steps) == LENGTH
+
+
 def test_a_child_is_a_good_prefix_with_a_run_of_a_donors_tokens():
     result = crossed(crossover=2)
     steps = crossing(result)

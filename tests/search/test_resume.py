@@ -20,6 +20,16 @@ WAYS = {
     "a budget": {"beam": 4, "candidates": 8, "budget": 77},
     "refinement": {"beam": 3, "candidates": 6, "tokens": 2, "refine": 2, "anneal": 0.1},
     "crossover": {"beam": 3, "candidates": 6, "tokens": 3, "prior_strength": 1.0, "crossover": 2},
+    "patience": {
+        "beam": 3,
+        "candidates": 6,
+        "tokens": 3,
+        "prior_strength": 1.0,
+        "crossover": 9,
+        "patience": 1,
+        "refine": 1,
+        "budget": 150,
+    },
     "re-encoding": {"beam": 3, "candidates": 6, "reencode": 3, "reencode_loss": 9.0},
 }
 

@@ -30,24 +30,34 @@ def cross_over(trail: Trail) -> None:
                    with the tokens from a to b, both drawn, of a donor
             beam = the `beam` best of the pool
 
-    With a forecast, any prefix of the beam may be the one, and of more children the most promising
-    are decoded. Tokens given as `start` stay. At λ = 0, or where the prior has no bank, the donors
-    are the beam.
+    It ends earlier where `patience` rounds in a row found nothing better. With a forecast, any
+    prefix of the beam may be the one, and of more children the most promising are decoded. Tokens
+    given as `start` stay. At λ = 0, or where the prior has no bank, the donors are the beam.
 
     Source: two-point crossover (Holland, "Adaptation in Natural and Artificial Systems", 1975).
     """
-    done = sum(step.phase == PHASE for step in trail.steps)
-    if done >= trail.settings.crossover:
-        return
-    with trail.evaluator.accounts.timed("propose"):
-        held = _held(trail, trail.beam.shape[1])
-    for _ in range(done, trail.settings.crossover):
+    done, held = sum(step.phase == PHASE for step in trail.steps), None
+    while done < trail.settings.crossover and not stalled(trail):
         share = trail.share()
         with trail.evaluator.accounts.timed("propose"):
+            held = _held(trail, trail.beam.shape[1]) if held is None else held
             children, parents = _children(trail, held, trail.settings.forecast * share)
         chosen = Promising(trail, children, share)
         parents = torch.cat([torch.arange(len(trail.beam)), parents[chosen.rows]])
         trail.rank(chosen.pool(before=trail.beam), parents=parents, phase=PHASE)
+        done += 1
+    trail.skip(PHASE, trail.settings.crossover - done)
+
+
+def stalled(trail: Trail) -> bool:
+    """Whether the last `patience` rounds found nothing better than what was there before them."""
+    patience = trail.settings.patience
+    rounds = [step for step in trail.steps if step.phase == PHASE]
+    if not patience or len(rounds) < patience:
+        return False
+    first = trail.steps.index(rounds[-patience])
+    before = max(step.best_score for step in trail.steps[:first])
+    return max(step.best_score for step in rounds[-patience:]) <= before
 
 
 def _children(trail: Trail, held: Tensor, wanted: int) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,10 @@ class Plan:
     def total(self) -> int:
         return sum(self.wants)
 
+    def drop(self, index: int, count: int) -> None:
+        """Steps `index` to `index` + `count` are not needed."""
+        del self.wants[index : index + count]
+
     def reach(self, index: int) -> int:
         """The length that candidates of step `index` (from 0) are rolled out to; their own length
         where they are not."""

@@ -14,6 +14,7 @@ SOTO: dict[str, Any] = {
     "prior_weight": 0.0,
     "neighbours": 0,
     "crossover": 0,
+    "patience": 0,
     "reencode": 0,
     "max_children": None,  # one parent may take all places
     "atlas": False,

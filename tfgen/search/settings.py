@@ -34,6 +34,7 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "forecast": ("beam",),
     "neighbours": ("beam", "lookahead"),
     "crossover": ("beam", "lookahead"),
+    "patience": ("beam", "lookahead"),
     "refine": ("beam", "lookahead"),
     "reencode": ("beam", "lookahead"),
     "reencode_loss": ("beam", "lookahead"),
@@ -134,6 +135,10 @@ class SearchSettings:
     """After the search, so many rounds in which its best prefixes take runs of tokens from each
     other and from those pictures of the prior's bank. From 0."""
 
+    patience: int = 0
+    """crossover: it ends after so many rounds in a row that found nothing better. From 0, which is
+    never."""
+
     refine: int = 0
     """After the search, sweeps over the tokens of its best prefixes, each chosen again with all
     others held fixed. From 0."""
@@ -170,7 +175,7 @@ class SearchSettings:
                 raise unknown(name, value, choices)
         for name in ("beam", "candidates", "rollouts", "forecast"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("refine", "shortlist", "neighbours", "crossover", "reencode"):
+        for name in ("refine", "shortlist", "neighbours", "crossover", "patience", "reencode"):
             whole_number(name, getattr(self, name), 0)
         optional = {"tokens": 1, "max_children": 1, "samples": 1, "lookahead_steps": 0}
         optional |= {"budget": 1, "batch_size": 1}

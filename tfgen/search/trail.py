@@ -114,8 +114,7 @@ class Trail:
         self.exhaustive = self._is_exhaustive()
         if self.exhaustive:
             self.plan.wants[0] = 0
-        self.evaluator.steps = self.plan.steps
-        self.evaluator.planned = min(self.plan.total, settings.budget or self.plan.total)
+        self._tell_plan()
         self.steps: list[Step] = []
         self.notes: dict[str, Any] = {}
         self.stopped: Stopped = "done"
@@ -242,6 +241,18 @@ class Trail:
                 likeliest = self.prior.log_probs(tokens).argmax(dim=1, keepdim=True)
                 tokens = torch.cat([tokens, likeliest.to(tokens.device)], dim=1)
             return tokens
+
+    def skip(self, phase: str, count: int) -> None:
+        """Of a phase's steps the `count` that follow those made are not needed: what comes after
+        may have their share."""
+        made = [place for place, step in enumerate(self.steps, start=1) if step.phase == phase]
+        self.plan.drop(made[-1] if made else len(self.steps), count)
+        self._tell_plan()
+
+    def _tell_plan(self) -> None:
+        """How much is to come, for a progress bar."""
+        self.evaluator.steps = self.plan.steps
+        self.evaluator.planned = min(self.plan.total, self.settings.budget or self.plan.total)
 
     def nearest(self, count: int) -> Tensor:
         """Int64[N, num_tokens]: of the pictures in the prior's bank the `count` that score best by
