@@ -181,6 +181,25 @@ def test_a_prompt_is_searched_for_in_the_verifiers_words(
     assert asked[-1] == "a grumpy vixen" and "read_as" not in result.recipe
 
 
+def test_negatives_are_read_alike(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"a vixen": ("a fox", None), "snow": ("a snowman in snow", "a snowman")}
+
+    def reword(self: SavedVerifier, prompt: str) -> Reworded:
+        text, added = said.get(prompt, (prompt, None))
+        return Reworded(text, prompt, added=added)
+
+    monkeypatch.setattr(SavedVerifier, "reword", reword)
+    with pytest.warns(PromptWarning) as told:
+        result = pipeline.generate(PROMPT, negative=["a vixen", "snow", "a fizz"])
+    assert list(pipeline.verifier.negatives) == ["a fox", "snow", "a fizz"]  # no snowman to avoid
+    assert result.recipe["negative"] == ["a vixen", "snow", "a fizz"]
+    assert result.recipe["negative_read_as"] == ["a fox", "snow", "a fizz"]
+    assert [str(one.message) for one in told] == [
+        "The negative is read as 'a fox'.",
+        "It does not know the word 'fizz'.",
+    ]
+
+
 def test_known_words_give_no_warning(pipeline: Pipeline) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

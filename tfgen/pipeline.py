@@ -226,10 +226,15 @@ class Pipeline:
         """
         check_prompt(prompt, negative, self.score)
         settings = self.settings(**options)
-        said = Reworded(prompt, prompt) if self.verbatim else self.verifier.reword(prompt)
-        for sentence in [*said.sentences(), *self.verifier.warnings(said.text)]:
+        said = self._read(prompt)
+        avoided = [self._read(caption) for caption in negative]
+        # What a negative adds to a place is nothing that the user wants to avoid.
+        avoided = [one if not one.added else Reworded(one.prompt, one.prompt) for one in avoided]
+        told = [*said.sentences(), *(s for one in avoided for s in one.sentences("negative"))]
+        told += [s for one in (said, *avoided) for s in self.verifier.warnings(one.text)]
+        for sentence in dict.fromkeys(told):
             warnings.warn(sentence, PromptWarning, stacklevel=2)
-        target = self.verifier.prepare(said.text, tuple(negative))
+        target = self.verifier.prepare(said.text, tuple(one.text for one in avoided))
         prior = self.prior.condition(said.text, partial(self.verifier.similarities, target=target))
         tokenizer = self.tokenizer.for_seed(seed)
         models = self.fingerprints | {"seed": None if tokenizer is self.tokenizer else seed}
@@ -247,6 +252,8 @@ class Pipeline:
             about = self._about(prompt, negative, engine)
             if said.text != prompt:
                 about["read_as"] = said.text
+            if any(one.text != one.prompt for one in avoided):
+                about["negative_read_as"] = [one.text for one in avoided]
             if forecaster is not None:
                 about["forecaster"] = forecaster.fingerprint()
             with ExitStack() as stack:
@@ -290,6 +297,9 @@ class Pipeline:
             recipe=self._recipe(about, seed, found, image),
             _tokenizer=tokenizer,
         )
+
+    def _read(self, prompt: str) -> Reworded:
+        return Reworded(prompt, prompt) if self.verbatim else self.verifier.reword(prompt)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

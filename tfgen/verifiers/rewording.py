@@ -33,11 +33,11 @@ class Reworded:
     left_out: tuple[str, ...] = ()
     added: str | None = None
 
-    def sentences(self) -> list[str]:
+    def sentences(self, what: str = "prompt") -> list[str]:
         """What the user should know of it; nothing of a prompt that is searched for as it is."""
         if self.text == self.prompt:
             return []
-        said = f"The prompt is read as {self.text!r}"
+        said = f"The {what} is read as {self.text!r}"
         if self.left_out:
             said += f", without {', '.join(map(repr, self.left_out))}"
         if self.added:
