@@ -12,7 +12,6 @@ verifier scores best, and is the floor of the retrieval prior, whose bank holds 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -20,13 +19,13 @@ from typing import Any
 
 import torch
 
-from tfgen.errors import InputError, unknown
+from tfgen.errors import unknown
 from tfgen.spriteeval import Metadata, load
 from tfgen.spriteeval.files import take
 from tfgen.spriteeval.scoring import Share
 
 from . import harness
-from .harness import Parser, Report, Row, Task, current
+from .harness import Parser, Report, Row, current
 from .methods import (
     AS_IS,
     FREQUENCY,
@@ -36,9 +35,9 @@ from .methods import (
     RETRIEVAL,
     UNIFORM,
     Method,
-    Usual,
     beam,
     best_of,
+    plan,
     weight,
     with_atlas,
     with_crossover,
@@ -118,40 +117,9 @@ def main() -> None:
     trials = Arms(Setup.of(args))  # no cache: seconds are those of a search alone
     prompts = take(load(SPLIT), args.prompts)
     trials.check(prompts)
-    tasks = plan(trials, args.arms, budgets, prompts, args.seeds)
+    tasks = plan(trials, ARMS, args.arms, budgets, SPLIT, prompts, args.seeds, [NEAREST])
     make = trials.maker(args.jobs)
     harness.run("ar_baseline", QUESTION, args, tasks, make, report, trials.stale)
-
-
-def plan(
-    trials: Trials,
-    arms: Sequence[str] | None,
-    budgets: Sequence[int],
-    prompts: Sequence[Metadata],
-    seeds: int,
-) -> list[Task]:
-    """The tasks, small budgets first. arms: None is all that these models have; one that needs
-    what they lack is told, and left out. Raises InputError where such a one is asked for."""
-    usual = Usual.of(trials.pipeline)
-    if budgets[0] < 4 * usual.tokens:
-        raise InputError(f"--budgets must be {4 * usual.tokens} or more, not {budgets[0]}.")
-    tasks: list[Task] = []
-    for name in arms or ARMS:
-        arm = ARMS[name]
-        try:
-            for budget in [arm.only] if arm.only else budgets:
-                search = arm.settings(budget, usual) | {"budget": budget}
-                settings = trials.settings(arm.prior, defaults=False, **search)
-                if name == NEAREST:
-                    settings |= {"search": {"search": NEAREST}}
-                elif search.get("atlas") and not trials.has_atlas:
-                    raise InputError("These models have no atlas: tfgen atlas build makes one.")
-                tasks += trials.tasks(name, settings, SPLIT, prompts, seeds, budget=budget)
-        except InputError as error:
-            if arms:
-                raise
-            print(f"Warning: {name} is left out. {error}", file=sys.stderr)
-    return sorted(tasks, key=lambda task: (task.more["budget"], task.seed))  # stable
 
 
 Point = tuple[str, int, Share, Share, Share | None, Share]

@@ -8,14 +8,22 @@ model's own strength λ and weight w.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tfgen.errors import InputError
 from tfgen.pipeline import Pipeline
 from tfgen.search.presets import SOTO
 from tfgen.search.schedule import prefix_lengths
+from tfgen.spriteeval import Metadata
+
+from .harness import Task
+
+if TYPE_CHECKING:
+    from .trials import Trials
 
 Settings = dict[str, Any]
 UNIFORM, FREQUENCY, RETRIEVAL = "uniform", "frequency", "retrieval"
@@ -165,3 +173,50 @@ METHODS: dict[str, Method] = {
     "together": Method(RETRIEVAL, together),
     "default": Method(None, own, defaults=True),
 }
+
+
+def plan(
+    trials: Trials,
+    methods: Mapping[str, Method],
+    names: Sequence[str] | None,
+    budgets: Sequence[int],
+    split: str,
+    prompts: Sequence[Metadata],
+    seeds: int,
+    no_searches: Container[str] = (),
+) -> list[Task]:
+    """The tasks: small budgets first, prompt by prompt, so that a run that is stopped has all
+    methods with as many prompts each.
+
+    names: None is all that these models have; one that needs what they lack is told, and left out.
+    no_searches: those whose name is all of their settings. Raises InputError where a method is
+    asked for that needs what the models lack, and for budgets that are too small.
+    """
+    usual = Usual.of(trials.pipeline)
+    if budgets[0] < 4 * usual.tokens:
+        raise InputError(
+            f"--budgets must be {4 * usual.tokens} or more, with {usual.tokens} tokens, not "
+            f"{budgets[0]}."
+        )
+    tasks: list[Task] = []
+    for name in names or methods:
+        method = methods[name]
+        try:
+            for budget in [method.only] if method.only else budgets:
+                search = method.settings(budget, usual) | {"budget": budget}
+                settings = trials.settings(method.prior, defaults=method.defaults, **search)
+                if name in no_searches:
+                    settings |= {"search": {"search": name}}
+                elif search.get("atlas") and not trials.has_atlas:
+                    raise InputError("These models have no atlas: tfgen atlas build makes one.")
+                elif search.get("forecast") and trials.forecaster is None:
+                    raise InputError(
+                        "These models have no forecaster: tfgen.training.forecast makes one."
+                    )
+                tasks += trials.tasks(name, settings, split, prompts, seeds, budget=budget)
+        except InputError as error:
+            if names:
+                raise
+            print(f"Warning: {name} is left out. {error}", file=sys.stderr)
+    order = {metadata["prompt"]: i for i, metadata in enumerate(prompts)}
+    return sorted(tasks, key=lambda task: (task.more["budget"], task.seed, order[task.prompt]))

@@ -12,20 +12,19 @@ have all rows in the file, so that methods and budgets can be added one by one.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from tfgen import hub
-from tfgen.errors import InputError, unknown
+from tfgen.errors import unknown
 from tfgen.spriteeval import load
 from tfgen.spriteeval.files import take
 from tfgen.spriteeval.scoring import Share
 
 from . import harness
-from .harness import Parser, Report, Row, Task, current
-from .methods import METHODS, Usual
+from .harness import Parser, Report, Row, current
+from .methods import METHODS, plan
 from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, shown
 
 QUESTION = __doc__.splitlines()[0]
@@ -51,51 +50,9 @@ def main() -> None:
     trials = Trials(setup)
     prompts = take(load(SPLIT), args.prompts)
     trials.check(prompts)
-    tasks = plan(trials, args.methods, budgets, prompts, args.seeds)
+    tasks = plan(trials, METHODS, args.methods, budgets, SPLIT, prompts, args.seeds)
     make = trials.maker(args.jobs)
     harness.run("search_cost", QUESTION, args, tasks, make, report, trials.stale)
-
-
-def plan(
-    trials: Trials,
-    methods: Sequence[str] | None,
-    budgets: Sequence[int],
-    prompts: Sequence[dict[str, Any]],
-    seeds: int,
-) -> list[Task]:
-    """The tasks: small budgets first, prompt by prompt, so that a run that is stopped has all
-    methods with as many prompts each.
-
-    methods: None is all that these models have; one that needs what they lack is told, and left
-    out. Raises InputError where such a one is asked for.
-    """
-    usual = Usual.of(trials.pipeline)
-    if budgets[0] < 4 * usual.tokens:
-        raise InputError(
-            f"--budgets must be {4 * usual.tokens} or more, with {usual.tokens} tokens, not "
-            f"{budgets[0]}."
-        )
-    tasks: list[Task] = []
-    for name in methods or METHODS:
-        method = METHODS[name]
-        try:
-            for budget in [method.only] if method.only else budgets:
-                search = method.settings(budget, usual) | {"budget": budget}
-                settings = trials.settings(method.prior, defaults=method.defaults, **search)
-                if search.get("atlas") and not trials.has_atlas:
-                    raise InputError("These models have no atlas: tfgen atlas build makes one.")
-                if search.get("forecast") and trials.forecaster is None:
-                    raise InputError(
-                        "These models have no forecaster: tfgen.training.forecast makes one."
-                    )
-                tasks += trials.tasks(name, settings, SPLIT, prompts, seeds, budget=budget)
-        except InputError as error:
-            if methods:
-                raise
-            print(f"Warning: {name} is left out. {error}", file=sys.stderr)
-    budget_of = {task.key: task.more["budget"] for task in tasks}
-    order = {metadata["prompt"]: i for i, metadata in enumerate(prompts)}
-    return sorted(tasks, key=lambda task: (budget_of[task.key], task.seed, order[task.prompt]))
 
 
 def report(rows: list[Row]) -> Report:

@@ -117,7 +117,7 @@ def test_arms_that_the_models_lack_are_told_or_refused(
         run("--model", toys["model"], "--arms", "AR sample")
     with pytest.raises(InputError, match="no arm 'nearer'.*'nearest'"):
         run("--arms", "nearer")
-    with pytest.raises(InputError, match="--budgets must be 32 or more, not 8"):
+    with pytest.raises(InputError, match="--budgets must be 32 or more, with 8 tokens, not 8"):
         run("--budgets", 8)
 
 

@@ -139,8 +139,10 @@ def test_the_default_is_three_small_budgets(
 ) -> None:
     planned: dict[str, Any] = {}
 
-    def stop(trials: Any, methods: Any, budgets: Any, prompts: Any, seeds: int) -> None:
-        planned.update(methods=methods, budgets=budgets, prompts=len(prompts), seeds=seeds)
+    def stop(
+        _: Any, __: Any, names: Any, budgets: Any, split: str, prompts: Any, seeds: int
+    ) -> None:
+        planned.update(methods=names, budgets=budgets, prompts=len(prompts), seeds=seeds)
         raise InputError("Stop.")
 
     monkeypatch.setattr(search_cost, "plan", stop)
