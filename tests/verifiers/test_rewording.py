@@ -73,6 +73,8 @@ def test_prompts_of_the_worlds_own_words_are_left_as_they_are(
         ("a hundred years ago: a pair of tortoises", "two turtles"),
         ("a tall saguaro cactus", "a cactus"),
         ("a bowl of ramen", "a bowl"),
+        ("a cat astronaut", "a cat"),
+        ("a baby penguin", "a penguin"),
         ("a puppy chasing another puppy", "two dogs"),
         # two kinds, and how they stand
         ("a kitten wearing a hat", "a hat above a cat"),

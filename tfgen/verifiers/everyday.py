@@ -72,6 +72,8 @@ class Everyday:
         self.lexicon: dict[str, Any] = read_json(LEXICON)
         self.small = frozenset(self.lexicon["small words"])
         self.materials = frozenset(self.lexicon["materials"])
+        names = [spec["name"] for spec in words.objects]
+        self.person = names.index("person") if "person" in names else None
 
     @cached_property
     def table(self) -> dict[Key, dict[str, Meaning]]:

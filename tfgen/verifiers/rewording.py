@@ -169,8 +169,11 @@ def things_of(
         if kind == "object" or (kind == "alone" and "object" not in named):
             told = {name: described.value for name, described in before.items()}
             thing = Thing(item, **({"count": 2 if item.meaning.many else 1} | told))
-            if things and things[-1].item.end == item.start:  # "a saguaro cactus", "a kite shop"
-                thing = merged(thing, things.pop())
+            if things and things[-1].item.end == item.start:
+                last = things.pop()
+                astronaut = item.value == everyday.person != last.entry
+                # The last word is what it is, as in "a saguaro cactus", but of "a cat astronaut".
+                thing = merged(last, thing) if astronaut else merged(thing, last)
             things.append(thing)
             before.clear()
         elif kind in ("colour", "size", "count"):
