@@ -14,7 +14,7 @@ from tfgen.training.captions import Captioner
 from tfgen.training.clip import contrast_words
 from tfgen.training.objects import load_objects
 from tfgen.verifiers.contrast import ContrastWords
-from tfgen.verifiers.everyday import LEXICON, Everyday, key
+from tfgen.verifiers.everyday import EMOJI, LEXICON, Everyday, key
 from tfgen.verifiers.rewording import Rewording
 from tfgen.verifiers.words import WordTokenizer
 
@@ -86,6 +86,13 @@ def test_prompts_of_the_worlds_own_words_are_left_as_they_are(
         ("a star on the left, a shiny key on the right", "a star to the left of a key"),
         ("a bunny nibbling a carrot", "a rabbit and a carrot"),
         ("three huge cats and a fluffy dog", "a cat and a dog"),
+        # emoji
+        ("🦊❄️", "a fox in snow"),
+        ("🐱🐱 on grass", "two cats on grass"),
+        ("🔴🚗🏙️", "a red car in a city"),
+        ("🎩⬆️🐱", "a hat above a cat"),
+        ("a cat and a 🐺", "a cat and a dog"),
+        ("👋🏽 🤖", "a robot"),
         # what is misspelt, or only seems to name something
         ("a purple motorcyle", "a purple motorcycle"),
         ("a fox, storybook illustration", "a fox"),
@@ -189,6 +196,14 @@ def test_the_lexicon_names_only_what_some_world_has() -> None:
     assert set(lexicon["place"]) | set(lexicon["company"]) <= places
     assert set(lexicon["colour"]) <= set(words.colours)
     assert set(lexicon["worn"]) <= names
+
+
+def test_every_emoji_says_something_of_the_full_world() -> None:
+    words = ContrastWords(**contrast_words(Captioner(list(load_objects("full")))))
+    everyday = Everyday(words)
+    for emoji in json.loads(EMOJI.read_text(encoding="utf-8")):
+        _, items = everyday.scan(everyday.spelled_out(emoji))
+        assert any(item.kind not in ("", "pause") for item in items), emoji
 
 
 def test_no_phrase_of_the_lexicon_names_two_objects() -> None:

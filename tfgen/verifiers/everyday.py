@@ -2,7 +2,7 @@
 
 The lexicon (`everyday_words.json`, ours, written by hand) names what people may call, or would take
 in place of, what a world can show. What the world's own words mean goes before it, and what it
-knows of other worlds is passed over.
+knows of other worlds is passed over. An emoji is what it is called (`emoji.json`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.words import SPELLINGS, WordTokenizer, plural
 
 LEXICON = Path(__file__).with_name("everyday_words.json")
+EMOJI = Path(__file__).with_name("emoji.json")
 OPEN, WORN = "and", "worn"  # relations: nothing said of where, and the second on the first
 BETWEEN = 4  # words that may stand between "in" and the place: "in the deep dark old forest"
 WALLS = ("on", "against", "over")  # after which a colour is a background: "isolated on white"
 LONG, ALIKE = 7, 0.9  # letters of a name that may be misspelt, and difflib's ratio to be taken so
+
+# What only says how an emoji is drawn: variation selectors and skin tones.
+STYLE = dict.fromkeys([0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400)])
 
 Key = tuple[str, ...]
 
@@ -171,6 +175,26 @@ class Everyday:
         """Long single words that name an object."""
         named = [phrase for phrase, kinds in self.table.items() if "object" in kinds]
         return [word for word, *more in named if not more and len(word) >= LONG]
+
+    @cached_property
+    def _emoji(self) -> dict[str, str]:
+        return read_json(EMOJI)
+
+    def spelled_out(self, prompt: str) -> str:
+        """The prompt with its emoji in words; two things side by side are joined by "and"."""
+        said, before = "", ""
+        for part in re.split(f"([{''.join(self._emoji)}])", prompt.translate(STYLE)):
+            words = self._emoji.get(part, "")
+            both = self._names_object(before) and self._names_object(words)
+            said += f" {'and ' if both else ''}{words} " if words else part
+            before = words or (before if not part.strip() else "")
+        return said
+
+    def _names_object(self, phrase: str) -> bool:
+        """Whether a phrase is no place, colour or relation, which need no "and"."""
+        return bool(phrase) and not self.table.get(key(phrase), {}).keys() & {
+            "place", "colour", "relation",
+        }  # fmt: skip
 
     def scan(self, prompt: str) -> tuple[list[str], list[Item]]:
         """A prompt's words, and what they say, in order: those that say nothing one by one, and

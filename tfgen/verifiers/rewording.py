@@ -57,7 +57,8 @@ class Rewording:
         text, spans = self.words.parse(prompt)
         read = {i for s in spans for i in range(s.start, s.end)}
         known = all(i in read or word in SMALL_WORDS for i, word in enumerate(spelt(text)))
-        return known and any(s.factor == "object" for s in spans)
+        named = any(s.factor == "object" for s in spans)
+        return known and named and self.everyday.spelled_out(prompt) == prompt
 
     def can_be_shown(self, prompt: str) -> bool:
         """Whether a picture has room for what the prompt names: some of one kind of object, or one
@@ -71,7 +72,7 @@ class Rewording:
         nothing of it names an object or a place."""
         if self.covers(prompt) and self.can_be_shown(prompt):
             return Reworded(prompt, prompt)
-        text, items = self.everyday.scan(prompt)
+        text, items = self.everyday.scan(self.everyday.spelled_out(prompt))
         things, left_out = things_of(text, items, self.everyday)
         place, other_places = place_of(items)
         added = None
