@@ -66,6 +66,7 @@ def generate(
     shortlist_by: o.ShortlistBy = None,
     screen: o.Screen = False,
     forecast: o.Forecast = None,
+    forecast_in: o.ForecastIn = None,
     neighbours: o.Neighbours = None,
     crossover: o.Crossover = None,
     patience: o.Patience = None,

@@ -238,6 +238,11 @@ Forecast = Annotated[
         metavar="N",
     ),
 ]
+ForecastIn = Annotated[
+    str | None,
+    option(METHOD, "Where forecasts choose: in all steps, or in the rounds of crossover alone.",
+           metavar="all|crossover"),
+]  # fmt: skip
 Neighbours = Annotated[
     int | None,
     option(METHOD, "After the search let N pictures of the prior's bank compete.", metavar="N"),
@@ -323,8 +328,8 @@ Resume = Annotated[
 SAME = (  # options that are called as the setting is
     "search beam candidates samples tokens schedule prior_strength prior_weight rollouts rollout "
     "rollout_score lookahead_steps branch first_step max_children keep complete shortlist "
-    "shortlist_by forecast neighbours crossover patience refine anneal reencode reencode_loss "
-    "budget time_limit batch_size"
+    "shortlist_by forecast forecast_in neighbours crossover patience refine anneal reencode "
+    "reencode_loss budget time_limit batch_size"
 ).split()
 
 

@@ -196,7 +196,7 @@ class Pipeline:
         if given.get("screen"):
             usual.pop("shortlist", None)  # it is one or the other
         if given.get("screen") or given.get("shortlist") or given.get("distinct") is False:
-            usual.pop("forecast", None)
+            usual = {k: v for k, v in usual.items() if not k.startswith("forecast")}
         return SearchSettings(**{**usual, **given})
 
     def generate(

@@ -142,6 +142,27 @@ def test_a_run_is_taken_up_with_the_same_end(tmp_path):
     assert pools(grid(resume=tmp_path / "part")) == pools(whole)
 
 
+def test_forecasts_may_choose_in_a_crossover_alone():
+    """The steps before are those without a forecast, draw by draw."""
+    tokenizer = GridTokenizer()
+    held = torch.randint(100, (20, 3), generator=torch.Generator().manual_seed(0))
+
+    def crossed(**options):
+        return run(
+            tokenizer=tokenizer,
+            verifier=GridVerifier(near_the_goal),
+            prior=HoldingPrior(held, 100),
+            forecaster=Foretelling(tokenizer),
+            **{"beam": 4, "candidates": 4, "crossover": 2, "prior_strength": 1.0} | options,
+        )
+
+    plain, found = crossed(), crossed(forecast=8, forecast_in="crossover")
+    everywhere = crossed(forecast=8)
+    assert pools(found)[:3] == pools(plain)[:3] != pools(everywhere)[:3]
+    assert pools(found)[3] != pools(plain)[3]
+    assert 0 < found.accounts.foretold < everywhere.accounts.foretold
+
+
 def test_one_is_no_forecast():
     assert pools(grid(forecast=1)) == pools(grid(forecast=1, told=False))
     assert grid(forecast=1).accounts.foretold == 0

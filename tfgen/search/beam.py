@@ -78,7 +78,7 @@ def candidates(trail: Trail, length: int) -> Tensor | Iterable[Tensor]:
         return shortlisted(trail, draw, len(prefixes), slice(prefixes.shape[1], length), count)
     if trail.settings.screen:
         return screened(trail, draw, len(prefixes), count)
-    if trail.settings.forecast > 1:
+    if trail.settings.forecast > 1 and trail.settings.forecast_in == "all":
         many = draw(trail.settings.forecast * count)
         return Promising(trail, many, len(prefixes) * count).pool()
     return draw(count)

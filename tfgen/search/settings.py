@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout": ("sample", "greedy"),
     "rollout_score": ("mean", "max"),
     "shortlist_by": ("surrogate", "gradient"),
+    "forecast_in": ("all", "crossover"),
 }
 ONLY_FOR = {  # settings that say nothing in the other searches, which therefore refuse them
     "samples": ("best-of-n",),
@@ -32,6 +33,7 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "shortlist": ("beam",),
     "screen": ("beam",),
     "forecast": ("beam",),
+    "forecast_in": ("beam",),
     "neighbours": ("beam", "lookahead"),
     "crossover": ("beam", "lookahead"),
     "patience": ("beam", "lookahead"),
@@ -125,6 +127,9 @@ class SearchSettings:
     forecast: int = 1
     """Draw so many times the candidates of a step or crossover, and decode those that a forecaster
     expects to fit best. From 1, which is no forecast; it needs a forecaster of these models."""
+
+    forecast_in: Literal["all", "crossover"] = "all"
+    """Where forecasts choose: in all steps, or in the rounds of a crossover alone."""
 
     neighbours: int = 0
     """After the search, so many pictures of the prior's bank, those that fit the prompt best by
