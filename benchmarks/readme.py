@@ -1,6 +1,6 @@
 """Write the documents' tables from the files under benchmarks/results/, so that they equal them.
 
-    python -m benchmarks.readme            # rewrites the blocks of README.md and docs/findings.md
+    python -m benchmarks.readme            # rewrites the blocks of README.md and the findings
 
 A block begins with a line that says what it holds, and the tool fills in the rest:
 
@@ -22,7 +22,7 @@ from tfgen.errors import InputError, unknown
 from . import harness
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/findings.md")
+PAGES = ("README.md", "docs/findings.md", "docs/findings_small.md")
 RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(r"(<!-- results: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
