@@ -52,12 +52,12 @@ def cross_over(trail: Trail) -> None:
 def stalled(trail: Trail) -> bool:
     """Whether the last `patience` rounds found nothing better than what was there before them."""
     patience = trail.settings.patience
-    rounds = [step for step in trail.steps if step.phase == PHASE]
+    rounds = [place for place, step in enumerate(trail.steps) if step.phase == PHASE]
     if not patience or len(rounds) < patience:
         return False
-    first = trail.steps.index(rounds[-patience])
-    before = max(step.best_score for step in trail.steps[:first])
-    return max(step.best_score for step in rounds[-patience:]) <= before
+    scores = [step.best_score for step in trail.steps]
+    first, end = rounds[-patience], rounds[-1] + 1
+    return max(scores[first:end]) <= max(scores[:first])
 
 
 def _children(trail: Trail, held: Tensor, wanted: int) -> tuple[Tensor, Tensor]:

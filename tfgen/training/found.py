@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -70,7 +70,8 @@ class Found:
 def find(pipeline: Pipeline, caption: str, seed: int, budget: int) -> tuple[Tensor, Tensor]:
     """The best of several steps of a search for the caption: tokens Int64[n, T], lengths
     Int64[n]."""
-    steps = pipeline.generate(caption, seed=seed, budget=budget).steps
+    # What a caption mentions is known, so it must be searched for word by word.
+    steps = replace(pipeline, verbatim=True).generate(caption, seed=seed, budget=budget).steps
     rows: dict[tuple[int, ...], None] = {}
     for step in steps:
         if step.length >= SHORTEST:
