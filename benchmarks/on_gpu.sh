@@ -36,4 +36,4 @@ python3 -m benchmarks.decoder_throughput --model d12-d12 $usual -o "$out" --name
 timeout 120 compute-sanitizer --tool memcheck python3 -m tests.decoding.under_sanitizer kernels \
   >"$out/memcheck.log" 2>&1
 tail -n 3 "$out/memcheck.log"
-timeout 240 python3 -m pytest -q -x tests/decoding 2>&1 | tee "$out/tests.log" | tail -n 5
+timeout 240 python3 -m pytest -q tests/decoding 2>&1 | tee "$out/tests.log" | tail -n 5

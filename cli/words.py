@@ -29,6 +29,8 @@ def words(
     Of other words it makes the nearest that it knows: "a ship in a storm" is read as "a sailboat in
     the rain".
     """
+    if prompt and not prompt[0].strip():
+        raise InputError('The prompt is empty: say what to show, as in "a red fox in snow".')
     if len(prompt or ()) > 1:
         raise InputError(f'The prompt is one argument, so put it in quotes: "{" ".join(prompt)}".')
     from tfgen.hub import DEFAULT_VERIFIER, locate

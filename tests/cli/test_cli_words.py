@@ -42,7 +42,12 @@ def test_it_says_how_a_prompt_is_read(words: Words) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("a", "ship"), ("--verifier", "ViT-B-32/laion2b_s34b_b79k"), ("--verifier", "sprites-clop")],
+    [
+        ("a", "ship"),
+        (" ",),
+        ("--verifier", "ViT-B-32/laion2b_s34b_b79k"),
+        ("--verifier", "sprites-clop"),
+    ],
 )
 def test_what_cannot_be_is_one_sentence(words: Words, arguments: tuple[str, ...]) -> None:
     code, out, err = words(*arguments)

@@ -75,6 +75,7 @@ def test_prompts_of_the_worlds_own_words_are_left_as_they_are(
         ("a bowl of ramen", "a bowl"),
         ("a cat astronaut", "a cat"),
         ("a baby penguin", "a penguin"),
+        ("doggo, sloop, 4k", "a dog and a sailboat"),
         ("a puppy chasing another puppy", "two dogs"),
         # two kinds, and how they stand
         ("a kitten wearing a hat", "a hat above a cat"),

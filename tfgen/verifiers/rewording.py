@@ -165,12 +165,12 @@ def things_of(
             before.clear()
         before.pop("count", None)
 
-    for item in items:
+    for previous, item in zip([None, *items], items, strict=False):
         kind, word = item.kind, words_of(text, item)
         if kind == "object" or (kind == "alone" and "object" not in named):
             told = {name: described.value for name, described in before.items()}
             thing = Thing(item, **({"count": 2 if item.meaning.many else 1} | told))
-            if things and things[-1].item.end == item.start:
+            if things and things[-1].item == previous:
                 last = things.pop()
                 astronaut = item.value == everyday.person != last.entry
                 # The last word is what it is, as in "a saguaro cactus", but of "a cat astronaut".
