@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfgen.hub import read_json
 from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.misspelling import Misspelling
+from tfgen.verifiers.prompt_text import clauses
 from tfgen.verifiers.words import SPELLINGS, WordTokenizer, plural
 
 LEXICON = Path(__file__).with_name("everyday_words.json")
@@ -23,7 +24,10 @@ EMOJI = Path(__file__).with_name("emoji.json")
 OPEN, WORN = "and", "worn"  # relations: nothing said of where, and the second on the first
 BETWEEN = 4  # words that may stand between "in" and the place: "in the deep dark old forest"
 WALLS = ("on", "against", "over")  # after which a colour is a background: "isolated on white"
-LONG, ALIKE = 7, 0.9  # letters of a name that may be misspelt, and difflib's ratio to be taken so
+# Kinds of meanings that a phrase may have besides those that name an object.
+BESIDE = ("noun", "adjective", "backdrop", "colour")
+# After which "orange" is a colour: "the fox is orange", "painted orange".
+COLOURED = frozenset("is are it's in painted dyed colored all bright dark".split())
 
 # What only says how an emoji is drawn: variation selectors and skin tones.
 STYLE = dict.fromkeys([0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400)])
@@ -38,9 +42,11 @@ class Meaning(NamedTuple):
     "side", "relation", "turned" (a relation of the second object to the first: "to its left"),
     "place" (with its preposition), "noun" (a place without), "adjective" (of a place), "backdrop"
     (where a colour before it is the place), "nothing" (words that only seem to name an object:
-    "storybook illustration"), "pause" (no words at all), or "" for what nobody understands. value:
-    an object's index in the world's table, a number, or the world's own phrase. many: of an object,
-    several. colour: of an object, that it has where the prompt says none (a polar bear's).
+    "storybook illustration"), "aside" (of a part of something: "blue-eyed", "three-headed"),
+    "pause" (no words at all), or "" for what nobody understands. value: an object's index in the
+    world's table, a number, or the world's own phrase. many: of an object, several; of a number,
+    that it must be of several, or it is none ("a 1920 car"). colour: of an object, that it has
+    where the prompt says none (a polar bear's).
     """
 
     kind: str
@@ -49,7 +55,7 @@ class Meaning(NamedTuple):
     colour: str | None = None
 
 
-NOTHING, PAUSE = Meaning(""), Meaning("pause")
+NOTHING, PAUSE, ASIDE = Meaning(""), Meaning("pause"), Meaning("aside")
 
 
 class Item(NamedTuple):
@@ -76,6 +82,7 @@ class Everyday:
         self.lexicon: dict[str, Any] = read_json(LEXICON)
         self.small = frozenset(self.lexicon["small words"])
         self.materials = frozenset(self.lexicon["materials"])
+        self.parts = frozenset(key(phrase) for phrase in self.lexicon["parts"])
         names = [spec["name"] for spec in words.objects]
         self.person = names.index("person") if "person" in names else None
 
@@ -86,7 +93,7 @@ class Everyday:
         for phrase, meaning in self._own():
             table.setdefault(key(phrase), {}).setdefault(meaning.kind, meaning)
         for phrase, meaning in self._everyday():  # a new meaning of a known phrase would hide it
-            if key(phrase) not in table or meaning.kind in ("noun", "adjective", "backdrop"):
+            if key(phrase) not in table or meaning.kind in BESIDE:
                 table.setdefault(key(phrase), {}).setdefault(meaning.kind, meaning)
         return table
 
@@ -171,10 +178,19 @@ class Everyday:
         return found | {key(phrase) for phrase in self.lexicon["preposition"]}
 
     @cached_property
-    def _spelt(self) -> list[str]:
-        """Long single words that name an object."""
-        named = [phrase for phrase, kinds in self.table.items() if "object" in kinds]
-        return [word for word, *more in named if not more and len(word) >= LONG]
+    def _misspelling(self) -> Misspelling:
+        """Of single words that name an object, a colour, or a place of the world's own; plurals are
+        not looked for, as too much looks like one."""
+        named = {"object", "colour"}
+        names = [
+            word
+            for (word, *more), kinds in self.table.items()
+            if not more and any(m.kind in named and not m.many for m in kinds.values())
+        ]
+        own = {*self.words.colours, *(spec["name"] for spec in self.words.objects)}
+        own |= {key(phrases[0])[-1] for phrases in self.words.backgrounds}
+        known = {*self.small, *self.lexicon["right"], *(w for phrase in self.table for w in phrase)}
+        return Misspelling(names, own, known)
 
     @cached_property
     def _emoji(self) -> dict[str, str]:
@@ -201,10 +217,13 @@ class Everyday:
         where a clause ends a "pause" of no words."""
         text: list[str] = []
         items: list[Item] = []
-        for clause in re.split(r"[,.;:!?()]+\s", prompt + " "):
+        for clause in clauses(prompt):
             at, words = 0, spelt(WordTokenizer.split(clause))
+            if not words:
+                continue
             while at < len(words):
-                item = self._place(words, at) or self._phrase(words, at) or Item(at, at + 1)
+                item = self._aside(words, at) or self._place(words, at) or self._phrase(words, at)
+                item = item or Item(at, at + 1)
                 items.append(item._replace(start=len(text) + at, end=len(text) + item.end))
                 at = item.end
             text += words
@@ -217,27 +236,60 @@ class Everyday:
         for end in range(min(at + self._longest, len(text)), at, -1):
             if meanings := self.table.get(tuple(text[at:end])):
                 return end, meanings
-        word = text[at]
-        if len(word) >= LONG - 1 and "'" not in word and word not in self.small:
-            near = [w for w in get_close_matches(word, self._spelt, 3, ALIKE) if w[0] == word[0]]
-            if near:
-                return at + 1, self.table[near[0],]
+        if text[at].isdigit() and int(text[at]) > 10:
+            return at + 1, {"count": Meaning("count", len(self.words.counts), many=True)}
+        if meant := self._misspelling.meant(text[at]):
+            return at + 1, self.table.get((meant,), {})
         return at + 1, {}
+
+    def _aside(self, text: list[str], at: int) -> Item | None:
+        """Words that describe a part, alone or with the word before: "blue-eyed", "3 year old"."""
+        before = self._meanings(text, at)[1].keys()
+        if before - {"colour", "count", "size"}:
+            return None
+        for start in (at, at + 1):
+            for end in (start + 2, start + 1):
+                part = tuple(text[start:end])
+                if part in self.parts and (before or part not in self.table):
+                    return Item(at, end, ASIDE)
+        return None
 
     def _phrase(self, text: list[str], at: int) -> Item | None:
         end, meanings = self._meanings(text, at)
-        if "object" in meanings and "colour" in meanings:  # "an orange" or "an orange cat"
-            after = self._meanings(text, end)[1] if end < len(text) else {}
-            chosen = "colour" if after.keys() & {"object", "alone", "size"} else "object"
+        if "object" in meanings and "colour" in meanings:
+            chosen = "colour" if self._is_colour(text, at, end) else "object"
         else:
             chosen = next(iter(meanings), None)
+        if chosen == "relation" and "side" in self._meanings(text, end - 1)[1]:
+            return Item(at, end - 1)  # "sitting on the left"
         return Item(at, end, meanings[chosen]) if chosen else None
+
+    def _is_colour(self, text: list[str], at: int, end: int) -> bool:
+        """Whether words that are a colour and an object are the first, as in "an orange old cat",
+        "the cat is orange", "orange and red balloons"; in "an orange and a cat" they are not."""
+        if at and (text[at - 1] in COLOURED or "object" in self._meanings(text, at - 1)[1]):
+            return True
+        following = text[end : end + 1]
+        if not following:
+            return False
+        kinds = self._meanings(text, end)[1].keys()
+        if kinds & {"object", "alone", "size", "colour"}:
+            return True
+        beyond = self._meanings(text, end + 1)[1].keys() if end + 1 < len(text) else set()
+        if following[0] in (OPEN, "or"):
+            return "colour" in beyond
+        unknown = not kinds and following[0] not in self.small
+        return unknown and bool(beyond & {"object", "alone"})
 
     def _place(self, text: list[str], at: int) -> Item | None:
         """A place that is named from a word on, perhaps with what says that it is one: "in the dark
         forest", "sitting on a wooden table", "sunset", "on a plain red wall"."""
         end, meanings = self._meanings(text, at)
         if "place" in meanings:
+            ground = end < len(text) and text[end - 1] in self.words.colours
+            stop, following = self._meanings(text, end) if ground else (end, {})
+            if "noun" in following:  # "on green grass" is no green background
+                return Item(at, stop, following["noun"]._replace(kind="place"))
             return Item(at, end, meanings["place"])
         reach = range(min(at + self._longest, len(text)), at, -1)
         begin = next((e for e in reach if tuple(text[at:e]) in self._before_places), at)

@@ -9,10 +9,13 @@ as it is, letter by letter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
+from tfgen.errors import InputError
 from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.everyday import OPEN, WORN, Everyday, Item, spelt
+from tfgen.verifiers.things import Thing, affirmed, place_of, things_of, words_of
 from tfgen.verifiers.words import article
 
 # What the captions of a world have beside what they name.
@@ -53,12 +56,40 @@ class Rewording:
         self.everyday = Everyday(words)
 
     def covers(self, prompt: str) -> bool:
-        """Whether the world's own words say all of the prompt, and it names an object."""
+        """Whether the world's own words say all of the prompt, as its captions do, and it names an
+        object."""
         text, spans = self.words.parse(prompt)
         read = {i for s in spans for i in range(s.start, s.end)}
         known = all(i in read or word in SMALL_WORDS for i, word in enumerate(spelt(text)))
         named = any(s.factor == "object" for s in spans)
-        return known and named and self.everyday.spelled_out(prompt) == prompt
+        plain = known and named and self.everyday.spelled_out(prompt) == prompt
+        return plain and self._in_order(prompt)
+
+    def _in_order(self, prompt: str) -> bool:
+        """Whether a prompt tells of its things in the order of captions: what describes one before
+        it, and between two how they stand. A verifier that was trained on captions reads "above a
+        fox a cat" as "a fox above a cat"."""
+        spans = [span for span in self.words.parse(prompt)[1] if span.factor != "count"]
+        nouns = [span for span in spans if span.factor == "object"]
+        colours = [span for span in spans if span.factor == "colour"]
+        if any(a.end == b.start for a, b in pairwise(nouns)):  # "a cat astronaut" is one
+            return False
+        of_nouns = {a.start for a, b in pairwise(spans) if a.end == b.start}
+        if any(colour.start not in of_nouns for colour in colours):  # "the fox is red"
+            return False
+        if len(nouns) == 1:
+            return len(colours) < 2
+        if len({noun.entry for noun in nouns}) == 1 and len({c.entry for c in colours}) < 2:
+            return False  # "a cat and its kitten" are two cats
+        _, items = self.everyday.scan(prompt)
+        first, last = nouns[0].start, nouns[-1].end
+        apart = any(item.kind == "pause" and first < item.start < last for item in items)
+        turned = any(item.kind == "turned" for item in items)
+        beside = any(
+            span.factor == "place" or (span.factor == "relation" and not first < span.start < last)
+            for span in spans
+        )
+        return not (apart or turned or beside)
 
     def can_be_shown(self, prompt: str) -> bool:
         """Whether a picture has room for what the prompt names: some of one kind of object, or one
@@ -69,20 +100,30 @@ class Rewording:
 
     def __call__(self, prompt: str) -> Reworded:
         """The prompt as it is to be searched for: itself where all of it is understood, and where
-        nothing of it names an object or a place."""
+        nothing of it names an object or a place. InputError where all that it names is what is not
+        to be shown."""
         if self.covers(prompt) and self.can_be_shown(prompt):
             return Reworded(prompt, prompt)
         text, items = self.everyday.scan(self.everyday.spelled_out(prompt))
+        items, denied = affirmed(text, items, self.everyday.small)
         things, left_out = things_of(text, items, self.everyday)
         place, other_places = place_of(items)
         added = None
         if not things:
             added = self.everyday.lexicon["company"].get(place.value) if place else None
+            if added is None and any(item.kind in ("object", "alone") for item in denied):
+                raise InputError(
+                    f"{prompt!r} only says what the picture must not show: say what it shows, and "
+                    "give the rest with --negative."
+                )
             if added is None:
                 return Reworded(prompt, prompt)
         said = [added or self._said(text, items, things[:2])]
         said += [place.value] if place else []
-        left_out += [*other_places, *(thing.item for thing in things[2:])]
+        left_out += [*denied, *other_places, *(thing.item for thing in things[2:])]
+        for thing in things[:2] if len(things) > 1 else []:  # a picture of two shows one of each
+            unsaid = ("size", "count") if thing.count > 1 else ("size",)
+            left_out += [item for kind, item in thing.said.items() if kind in unsaid]
         unsaid = dict.fromkeys(words_of(text, item) for item in sorted(left_out))
         return Reworded(" ".join(said), prompt, tuple(unsaid), added)
 
@@ -91,7 +132,7 @@ class Rewording:
         if len(things) == 1:
             sides = [item.value for item in items if item.kind == "side"]
             return " ".join([self._named(things[0]), *sides[:1]])
-        first, second = (self._named(replace(t, count=1, size=None)) for t in things)
+        first, second = (self._named(thing, alone=False) for thing in things)
         relation, turned = self._relation(text, items, things)
         if turned:
             first, second = second, first
@@ -103,125 +144,49 @@ class Rewording:
         """How the first of two objects stands to the second or, turned, the second to the first."""
         start, end = things[0].item.end, things[1].item.start
         between = [item for item in items if start <= item.start < end]
-        for item in items:
+        for place, item in enumerate(items):
             if item.kind == "turned" and item.start >= start:
-                return item.value, True
-        for item in between:
-            if item.kind == "side":  # "a fox on the left, a cat on the right"
-                return item.value.replace("on", "to", 1) + " of", False
+                # "a cat on top, a dog at the bottom", but "a cat, on top a dog"
+                own = item.start < end and items[place + 1].kind == "pause"
+                return item.value, not own
+        if side := self._side(items, between, things):
+            return side, False
         said = [item for item in between if item.kind == "relation"]
         relation = said[-1].value if said else OPEN
         worn = self.words.objects[things[1].entry]["name"] in self.everyday.lexicon["worn"]
         if relation == WORN or (worn and said and words_of(text, said[-1]) == "in"):
             return ABOVE, True
-        ahead = [item.value for item in items if item.kind == "relation" and item.end <= start]
+        ahead = [item.value for item in items if item.kind == "relation" and item.end < start]
         if relation == OPEN and (told := [r for r in ahead if r not in (OPEN, WORN)]):
             return told[-1], True  # "under a tree sleeps a fox"
         return relation, False
 
-    def _named(self, thing: Thing) -> str:
-        """What captions call a thing: "two small red foxes"."""
+    def _side(
+        self, items: Sequence[Item], between: Sequence[Item], things: Sequence[Thing]
+    ) -> str | None:
+        """The relation that sides say: "a fox on the left, a cat on the right", "on the left a fox
+        and on the right a cat", "a fox and on the right a cat"."""
+        sides, start = [phrases[0] for phrases in self.words.places], things[0].item.start
+        relations = dict(zip(sides, self.words.relations, strict=False))
+        ahead = [item for item in items if item.kind == "side" and item.end <= start]
+        if ahead:
+            return relations[ahead[-1].value][0]
+        for place, item in enumerate(between):
+            if item.kind == "side":
+                side = sides.index(item.value)
+                if any(i.kind in ("pause", "relation") for i in between[:place]):
+                    side = 1 - side  # it is the second one's
+                return relations[sides[side]][0]
+        return None
+
+    def _named(self, thing: Thing, alone: bool = True) -> str:
+        """What captions call a thing: "two small red foxes"; or one, where it is not alone."""
         spec = self.words.objects[thing.entry]
-        count = min(thing.count, len(self.words.counts))
-        colour = thing.colour or thing.item.meaning.colour
-        words = [thing.size, colour, spec["plural" if count > 1 else "name"]]
+        count = min(thing.count, len(self.words.counts)) if alone else 1
+        size = thing.size if alone else None
+        words = [size, thing.colour, spec["plural" if count > 1 else "name"]]
         noun = " ".join(word for word in words if word)
         if count > 1:
             return f"{self.words.counts[count - 1][0]} {noun}"
         pair = spec["name"] == spec["plural"] and noun.endswith("s")  # "scissors"
         return noun if pair else f"{article(noun)} {noun}"
-
-
-@dataclass(frozen=True)
-class Thing:
-    """An object as the prompt describes it; item: its noun."""
-
-    item: Item
-    count: int = 1
-    colour: str | None = None
-    size: str | None = None
-
-    @property
-    def entry(self) -> int:
-        return self.item.value
-
-
-def things_of(
-    text: list[str], items: Sequence[Item], everyday: Everyday
-) -> tuple[list[Thing], list[Item]]:
-    """The objects that a prompt names, each kind once, and what nothing is made of."""
-    named = {item.kind for item in items}
-    things: list[Thing] = []
-    left_out: list[Item] = []
-    before: dict[str, Item] = {}  # what describes the next object, or else the last one
-
-    def describe_last() -> None:
-        if things:
-            last = things[-1]
-            if "colour" in before and last.colour is None:  # "the fox is red"
-                things[-1] = last = replace(last, colour=before["colour"].value)
-            if "count" in before and last.item.meaning.many:  # "cacti, three of them"
-                things[-1] = replace(last, count=before["count"].value)
-            before.clear()
-        before.pop("count", None)
-
-    for previous, item in zip([None, *items], items, strict=False):
-        kind, word = item.kind, words_of(text, item)
-        if kind == "object" or (kind == "alone" and "object" not in named):
-            told = {name: described.value for name, described in before.items()}
-            thing = Thing(item, **({"count": 2 if item.meaning.many else 1} | told))
-            if things and things[-1].item == previous:
-                last = things.pop()
-                astronaut = item.value == everyday.person != last.entry
-                # The last word is what it is, as in "a saguaro cactus", but of "a cat astronaut".
-                thing = merged(last, thing) if astronaut else merged(thing, last)
-            things.append(thing)
-            before.clear()
-        elif kind in ("colour", "size", "count"):
-            if kind == "count" or kind not in before:
-                before[kind] = item
-            if kind == "colour" and text[item.start - 1 : item.start] in (["is"], ["are"]):
-                describe_last()
-        elif kind in ("relation", "turned", "side", "place", "pause"):
-            describe_last()
-        elif kind in ("", "alone", "nothing") and word not in everyday.small:
-            left_out.append(item)
-            if things and "colour" in before and word not in everyday.materials:
-                left_out.append(before.pop("colour"))  # "a cat with blue eyes"
-    describe_last()
-    kinds: dict[int, Thing] = {}
-    for thing in things:
-        if other := kinds.get(thing.entry):  # more of it, or the same again
-            gap = range(other.item.end, thing.item.start)
-            more = any(item.kind == "relation" and item.start in gap for item in items)
-            both = merged(other, thing)
-            thing = replace(both, count=other.count + thing.count) if more else both
-        kinds[thing.entry] = thing
-    return list(kinds.values()), left_out
-
-
-def merged(thing: Thing, other: Thing) -> Thing:
-    """A thing with what is said of another that is the same."""
-    return replace(
-        thing,
-        count=max(thing.count, other.count),
-        colour=thing.colour or other.colour,
-        size=thing.size or other.size,
-    )
-
-
-def place_of(items: Sequence[Item]) -> tuple[Item | None, list[Item]]:
-    """Where a prompt says that it is, and what else it says of that: a picture has one place.
-
-    Before other places go colours, which are said on purpose; a noun goes before an adjective.
-    """
-    said = [item for kind in ("place", "adjective") for item in items if item.kind == kind]
-    known = [item for item in said if item.value is not None]
-    if not known:
-        return None, said
-    found = min(known, key=lambda item: not item.value.endswith("background"))
-    return found, [item for item in said if item.value != found.value]
-
-
-def words_of(text: Sequence[str], item: Item) -> str:
-    return " ".join(text[item.start : item.end])

@@ -1,0 +1,52 @@
+"""Misspelt names: which of the words that are known somebody has meant."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from difflib import SequenceMatcher
+
+SHORT = 7  # letters: of anything shorter, one more or less is mostly another word
+LONG, ALIKE = 9, 0.88  # letters from which two slips are forgiven, by difflib's ratio
+
+
+class Misspelling:
+    """Knows what words are meant by misspelt ones.
+
+    names: the words that may be meant. likely: those of them that are, even if they are a letter
+    shorter than others. right: words that are spelt as they are meant, though they look like one
+    of the names: "terrain" is no terrapin.
+    """
+
+    def __init__(
+        self, names: Iterable[str], likely: Collection[str] = (), right: Collection[str] = ()
+    ) -> None:
+        self.right = right
+        self._names: dict[str, list[str]] = {}  # by the first letter, which few get wrong
+        for name in sorted({*names, *likely}):
+            if len(name) >= SHORT - (name in likely) and name.isalpha():
+                self._names.setdefault(name[0], []).append(name)
+
+    def meant(self, word: str) -> str | None:
+        """The name that a word is a misspelling of; None where it is none."""
+        if len(word) < SHORT - 2 or not word.isalpha() or word in self.right:
+            return None
+        near = [n for n in self._names.get(word[0], ()) if one_slip(word, n) or alike(word, n)]
+        return max(
+            near, key=lambda name: (SequenceMatcher(None, word, name).ratio(), name), default=None
+        )
+
+
+def one_slip(word: str, name: str) -> bool:
+    """Whether a letter too many, too few, or wrong, or two exchanged, makes one of the other."""
+    short, long = sorted((word, name), key=len)
+    if len(short) != len(long):
+        return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+    wrong = [i for i, (a, b) in enumerate(zip(word, name, strict=True)) if a != b]
+    if len(wrong) == 2 and wrong[1] == wrong[0] + 1:
+        first, second = wrong
+        return word[first] == name[second] and word[second] == name[first]
+    return len(wrong) == 1
+
+
+def alike(word: str, name: str) -> bool:
+    return min(len(word), len(name)) >= LONG and SequenceMatcher(None, word, name).ratio() >= ALIKE
