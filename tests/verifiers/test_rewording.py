@@ -210,6 +210,14 @@ def test_what_is_made_of_a_prompt_is_told(reword: Rewording) -> None:
     ]
 
 
+def test_told_is_what_the_picture_lacks(reword: Rewording) -> None:
+    assert reword("two cats, one black and one white").left_out == ()
+    assert reword("three big lynxes and two corgis").left_out == ("three", "big", "two")
+    assert reword("a red and white lighthouse").left_out == ("white",)
+    assert reword("not a dog but a cat without a hat").left_out == ("dog", "hat")
+    assert reword("a puppy in white snow").left_out == ("white",)
+
+
 @pytest.mark.parametrize("prompt", ["qwerty", "red", "nothing but verse", "plain white"])
 def test_where_nothing_is_understood_the_prompt_stands(reword: Rewording, prompt: str) -> None:
     assert reword(prompt).text == prompt

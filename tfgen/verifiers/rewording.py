@@ -121,9 +121,11 @@ class Rewording:
         said = [added or self._said(text, items, things[:2])]
         said += [place.value] if place else []
         left_out += [*denied, *other_places, *(thing.item for thing in things[2:])]
-        for thing in things[:2] if len(things) > 1 else []:  # a picture of two shows one of each
-            unsaid = ("size", "count") if thing.count > 1 else ("size",)
-            left_out += [item for kind, item in thing.said.items() if kind in unsaid]
+        if len(things) > 1:  # a picture of two shows one of each
+            shown = 1 + (things[0].entry == things[1].entry)
+            for thing in things[:2]:
+                lost = {"size", "count"} if thing.count > shown else {"size"}
+                left_out += [item for kind, item in thing.said.items() if kind in lost]
         unsaid = dict.fromkeys(words_of(text, item) for item in sorted(left_out))
         return Reworded(" ".join(said), prompt, tuple(unsaid), added)
 

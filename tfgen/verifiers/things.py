@@ -79,9 +79,11 @@ def affirmed(
             break
         if word in WITHOUT | NOT or text[item.start : item.start + 2] in PAIRS:
             since, described = item.start, False
-        elif since is None or item.kind == "pause" or word in AGAIN:
+        elif since is None or item.kind == "pause":
             since = None
             kept.append(item)
+        elif word in AGAIN:
+            since = None
         elif described and item.kind in ("relation", "turned", "side", "place"):
             since = None  # "that isn't blue, but in the snow"
             kept.append(item)
