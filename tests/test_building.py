@@ -157,7 +157,7 @@ def test_a_bank_of_ones_own_pictures_is_a_prior(models: list[str], run: Any) -> 
     code, *_ = run(PROMPT, *models, *prior, "--beam", "2", "--candidates", "2", "-o", "fox.png")
     assert code == 0
     recipe = load_png("fox.png")[1]["prior"]
-    assert (recipe["name"], recipe["behind"]) == ("retrieval", "uniform")
+    assert (recipe["name"], recipe["behind"]) == ("retrieval", {"name": "uniform"})
     assert recipe["bank"]["pictures"] == 7
 
 
@@ -202,6 +202,27 @@ def test_a_folder_without_pictures_is_one_sentence(run: Any, folder: str) -> Non
     code, _, err = run("bank", "build", folder, "-o", "b.safetensors")
     assert code == 2 and err.startswith("Error: ") and err.count("\n") == 1
     assert not Path("b.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [("bank", "build", "pictures"), ("prior", "fit", "pictures"), ("atlas", "build")]
+)
+def test_that_it_cannot_be_written_is_known_before_the_work(
+    models: list[str], run: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    pictures(Path("pictures"))
+    Path("folder").mkdir()
+
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("this is the work")
+
+    monkeypatch.setattr(Bank, "build", work)
+    monkeypatch.setattr(Atlas, "build", work)
+    options = models[:2] if command[0] == "prior" else models
+    for output in ("folder", "new/", "gone/file", "f" * 300):
+        code, out, err = run(*command, *options, "-o", output)
+        assert (code, out) == (2, "") and err.startswith("Error: ") and err.count("\n") == 1
+    assert not Path("new").exists() and list(Path("folder").iterdir()) == []
 
 
 # cache

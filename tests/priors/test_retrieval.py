@@ -203,7 +203,8 @@ def test_a_models_own_bank_is_used_with_its_frequency_prior_behind(tmp_path: Pat
     prior = RetrievalPrior.for_tokenizer(tokenizer, tmp_path)
     assert prior.behind.name == "frequency"
     assert prior.codes is None  # this tokenizer has no code embeddings
-    assert prior.options() == {"bank": {}, "behind": "frequency"}
+    behind = {"name": "frequency", **prior.behind.options()}
+    assert prior.options() == {"bank": {}, "behind": behind} and behind["fingerprint"]
 
 
 def test_a_bank_may_lie_anywhere(tmp_path: Path) -> None:

@@ -215,7 +215,6 @@ def test_told_is_what_the_picture_lacks(reword: Rewording) -> None:
     assert reword("three big lynxes and two corgis").left_out == ("three", "big", "two")
     assert reword("a red and white lighthouse").left_out == ("white",)
     assert reword("not a dog but a cat without a hat").left_out == ("dog", "hat")
-    assert reword("a puppy in white snow").left_out == ("white",)
 
 
 @pytest.mark.parametrize("prompt", ["qwerty", "red", "nothing but verse", "plain white"])

@@ -118,7 +118,8 @@ class RetrievalPrior(Prior):
         return self
 
     def options(self) -> dict[str, Any]:
-        return {"bank": self.bank.header["source"], "behind": self.behind.name}
+        behind = {"name": self.behind.name, **self.behind.options()}
+        return {"bank": self.bank.header["source"], "behind": behind}
 
     def condition(self, prompt: str, similarities: Callable[[Tensor], Tensor]) -> RetrievalPrior:
         """The prior with the neighbours of this prompt."""
