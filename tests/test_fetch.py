@@ -128,6 +128,41 @@ def test_files_are_found_where_the_sentence_says(
     assert run("models", "fetch", NAME).code == 0
 
 
+def in_the_hubs_cache(folder: Path, *, config: bool | None) -> Path:
+    """The tiny checkpoint as huggingface_hub keeps it. config: False: the hub has none, and this is
+    known; None: nobody has asked."""
+    repository = folder / f"models--{HUB_ID.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    put(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    if not config:
+        (snapshot / "config.json").unlink()
+    if config is False:
+        (repository / ".no_exist" / ("0" * 40)).mkdir(parents=True)
+        (repository / ".no_exist" / ("0" * 40) / "config.json").touch()
+    return snapshot
+
+
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize("name", [NAME, HUB_ID])
+def test_a_cached_model_loads_without_asking_the_hub(
+    online: Hub, tmp_path: Path, name: str, config: bool
+) -> None:
+    snapshot = in_the_hubs_cache(tmp_path / "hub", config=config)
+    assert hub.locate(name) == snapshot
+    assert hub.load_tokenizer(name, model().device).fingerprint() == model().fingerprint()
+    assert online.asked == []
+
+
+def test_where_the_cache_lacks_a_file_both_are_asked_for_so_that_they_are_of_one_revision(
+    online: Hub, tmp_path: Path
+) -> None:
+    in_the_hubs_cache(tmp_path / "hub", config=None)
+    assert hub.locate(NAME) == FOLDER
+    assert online.asked == [(HUB_ID, "model.safetensors"), (HUB_ID, "config.json")]
+
+
 def test_what_is_in_the_package_needs_no_fetching(run: Callable[..., Run], offline: None) -> None:
     done = run("models", "fetch", "sprites")
     assert done.code == 0 and "sprites is in " in done.err

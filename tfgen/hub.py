@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -147,8 +148,11 @@ def fetch(repository: str, name: str | None = None, licence: str | None = None) 
     checkpoint, TfgenError where it cannot be downloaded now.
     """
     own = cache_folder() / "models" / (name or repository.replace("/", "--"))
-    folder = own
-    if not (own / WEIGHTS_FILE).is_file():
+    if (own / WEIGHTS_FILE).is_file():
+        folder = own
+    elif (cached := in_cache(repository, WEIGHTS_FILE, CONFIG_FILE)) and cached[0]:
+        folder = cached[0].parent
+    else:
         try:
             folder = download(repository, WEIGHTS_FILE).parent
         except InputError:
@@ -231,7 +235,7 @@ def load_prior(name: str, model: str, tokenizer: Tokenizer) -> Prior:
     """A prior for this model and its tokenizer: by name; KIND:SOURCE for one with files of its own,
     such as flexar:~/my-flexar (a folder or a repository on the hub), retrieval:bank.safetensors or
     frequency:prior.safetensors; or several of these joined by +, such as frequency+retrieval."""
-    from tfgen.priors import PRIORS, CombinedPrior
+    from tfgen.priors import PRIORS, CombinedPrior, FlexARPrior
 
     if "+" in name:
         return CombinedPrior([load_prior(part, model, tokenizer) for part in name.split("+")])
@@ -246,7 +250,34 @@ def load_prior(name: str, model: str, tokenizer: Tokenizer) -> Prior:
     if kind == "retrieval":
         bank = Path(source).expanduser() if source else None
         return PRIORS[kind].for_tokenizer(tokenizer, locate(model), bank)
-    return PRIORS[kind].for_tokenizer(tokenizer, Path(source) if source else locate(model))
+    prior = PRIORS[kind].for_tokenizer(tokenizer, Path(source) if source else locate(model))
+    if isinstance(prior, FlexARPrior):
+        _warn_of_other_tokens(name, prior.flexar.config.tokenizer, model)
+    return prior
+
+
+def _warn_of_other_tokens(prior: str, trained_on: str | None, model: str) -> None:
+    """trained_on: the repository of the tokenizer whose tokens the prior knows, if it tells."""
+    if trained_on is None or _hub_id(model) in (None, trained_on):
+        return
+    from tfgen.pipeline import PromptWarning  # not before: it imports this module
+
+    names = {known.hub_id: name for name, known in MODELS.items()}
+    warnings.warn(
+        f"The prior {prior} was trained on the tokens of {trained_on}, which mean something else "
+        f"to {model}: use --model {names.get(trained_on, trained_on)}.",
+        PromptWarning,
+        stacklevel=3,
+    )
+
+
+def _hub_id(model: str) -> str | None:
+    """The repository of a model on the hub, or the name of one in the package; None: of a folder,
+    which may be a copy of any."""
+    if model in MODELS:
+        return MODELS[model].hub_id or model
+    is_path = looks_like_a_path(model) or Path(model).is_dir()
+    return None if is_path else model
 
 
 def load_verifier(name: str, device: torch.device, score: str) -> Verifier:
@@ -262,6 +293,21 @@ def load_verifier(name: str, device: torch.device, score: str) -> Verifier:
 def looks_like_a_path(name: str) -> bool:
     """Whether a name is meant as a path, even where nothing is there."""
     return name.startswith((".", "/", "~"))
+
+
+def in_cache(repository: str, *files: str) -> list[Path | None] | None:
+    """The files of a Hugging Face repository in the hub's cache, all of one revision; None in the
+    place of one that the hub has not. None in the place of all where the hub must be asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(repository, file) for file in files]
+    except HFValidationError:  # `download` says it in a sentence
+        return None
+    if None in found:
+        return None
+    return [Path(path) if isinstance(path, str) else None for path in found]
 
 
 def download(repository: str, file: str, option: str = "") -> Path:

@@ -123,6 +123,67 @@ def split_qkv(key_heads: int) -> Callable[[Tensors], None]:
     return tensors
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("ar_image_model.preprocessor.num_classes", None),
+        ("ar_image_model.postprocessor", None),
+        ("ar_image_model.head.use_batchnorm", False),
+        ("ar_image_model.trunk.gpt_proj_rescale", False),
+        ("ar_image_model.trunk.cross_attn_target.relative_pos_embed", None),
+        ("ar_image_model.trunk.ffn_target.norm_layer", None),
+        ("ar_image_model.trunk.self_attn_target.qk_scale", 0),
+    ],
+)
+def test_what_is_not_there_may_be_said(tmp_path: Path, path: str, value: object) -> None:
+    found = logits(variant("flexar_tiny", tmp_path, set_in(path, value)))
+    torch.testing.assert_close(found, logits(VECTORS / "flexar_tiny"), atol=0, rtol=0)
+
+
+def test_what_is_left_out_is_what_the_published_code_makes_of_it(tmp_path: Path) -> None:
+    def config(tree: dict) -> None:
+        image = models(tree)["ar_image_model"]
+        del image["preprocessor"]["pos_embed_type"], image["trunk"]["post_trunk_norm"]
+        del image["trunk"]["cross_attn_target"]["num_heads"]
+
+    def tensors(weights: Tensors) -> None:
+        for name in list(weights):
+            if "positional_embedding" in name or "post_trunk_norm" in name:
+                del weights[name]
+
+    cfg = load("flexar_tiny", variant("flexar_tiny", tmp_path, config, tensors)).config
+    assert not cfg.positions and not cfg.post_norm
+    assert (cfg.cross_attention.heads, cfg.cross_attention.head_dim) == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("told", "guidance"),
+    [({"cfg_factor": 1.5}, 1.5), ({"cfg_factor": None}, 1.0), ({"top_k": 0}, 3.0), (None, 3.0)],
+)
+def test_the_guidance_is_the_files_or_that_of_the_published_code(
+    tmp_path: Path, told: object, guidance: float
+) -> None:
+    folder = variant("flexar_tiny", tmp_path, lambda tree: tree.update(generation=told))
+    assert FlexAR.from_pretrained(folder).guidance == guidance
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [
+        ([1, 2], "generation"),
+        ("abc", "generation"),
+        ({"cfg_factor": "abc"}, "generation.cfg_factor"),
+        ({"cfg_factor": [3.0]}, "generation.cfg_factor"),
+        ({"cfg_factor": -2}, "generation.cfg_factor"),
+        ({"cfg_factor": float("nan")}, "generation.cfg_factor"),
+    ],
+)
+def test_a_guidance_that_is_none_is_refused(tmp_path: Path, told: object, place: str) -> None:
+    folder = variant("flexar_tiny", tmp_path, lambda tree: tree.update(generation=told))
+    with pytest.raises(InputError, match=f"for {place}, where tfgen needs"):
+        FlexAR.from_pretrained(folder)
+
+
 def test_rotary_positions_are_remembered_with_the_keys(tmp_path: Path) -> None:
     def config(tree: dict) -> None:
         trunk(tree)["self_attn_target"]["rope_pos_embed"] = {
@@ -210,6 +271,9 @@ IMAGE, TEXT = "ar_image_model", "text_encoder"
         (f"{IMAGE}.trunk.embed_dim", "${constants.width}", "cannot resolve: write the value"),
         (f"{IMAGE}.trunk.embed_dim", "${mul_int:3,16}", "cannot resolve: write the value"),
         (f"{IMAGE}.trunk.norm_layer.eps", "small", "eps, where tfgen needs a number"),
+        (f"{IMAGE}.trunk.mlp_ratio", -4, "mlp_ratio, where tfgen needs a number above 0"),
+        (f"{IMAGE}.trunk.mlp_ratio", float("nan"), "mlp_ratio, where tfgen needs a number"),
+        (f"{IMAGE}.head.use_batchnorm", True, "use_batchnorm to True, an option"),
         (f"{IMAGE}.preprocessor.pos_embed_type", "fourier", "absolute, sincos1d, sincos2d or null"),
         (f"{IMAGE}.preprocessor.token_grid_size", None, "token_grid_size, where tfgen needs"),
         (f"{IMAGE}.head.out_features", 100, "out_features, where tfgen needs 240"),
@@ -232,6 +296,32 @@ def test_what_is_not_understood_is_refused_by_name(
         FlexAR.from_pretrained(folder)
     assert "config.yaml" in str(caught.value)
     assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [
+        (f"{IMAGE}.trunk.embed_dim", "a whole number"),
+        (f"{IMAGE}.trunk.num_blocks", "a whole number"),
+        (f"{IMAGE}.trunk.self_attn_target.num_heads", "a whole number"),
+        (f"{IMAGE}.preprocessor.codebook_size", "a whole number"),
+        (f"{TEXT}.mlp.text_dim", "a whole number"),
+        (f"{TEXT}.t5_embedder.hf_hub_path", "a text"),
+    ],
+)
+def test_what_is_required_and_not_there_is_refused_by_name(
+    tmp_path: Path, path: str, needed: str
+) -> None:
+    def config(tree: dict) -> None:
+        node = models(tree)
+        *parents, last = path.split(".")
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+
+    folder = variant("flexar_tiny", tmp_path, config)
+    with pytest.raises(InputError, match=f"has no [a-z_.]*{path}, where tfgen needs {needed}"):
+        FlexAR.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from tests.priors.flexar_vectors import SETS, VECTORS, GivenText, load, vectors
+from tests.priors.flexar_vectors import SETS, VECTORS, GivenText, load, variant, vectors
 from tests.toys import ToyTokenizer
 from tfgen import InputError, TfgenError, hub
+from tfgen.pipeline import PromptWarning
 from tfgen.priors import flexar as module
 from tfgen.priors.flexar import FlexAR, FlexARPrior
 from tfgen.priors.flexar_model import CrossAttention, FlexARNetwork
@@ -67,7 +70,7 @@ def test_guidance_sharpens_towards_the_prompt() -> None:
     guided = [prior().with_guidance(scale) for scale in (0.0, 1.0, 3.0)]
     means = [conditioned.sequence_log_prob(tokens).mean() for conditioned in guided]
     assert means[0] < means[1] < means[2]
-    assert guided[0].options() == {"guidance": 0.0}
+    assert guided[0].options()["guidance"] == 0.0
     with pytest.raises(InputError, match="guidance must be a finite number from 0"):
         prior().with_guidance(-1.0)
 
@@ -170,11 +173,33 @@ def test_a_full_sequence_has_no_next_token() -> None:
         prior().log_probs(random_tokens(1, 16, 240))
 
 
+def test_its_options_tell_the_model_and_the_t5_from_others(tmp_path: Path) -> None:
+    def head(weights: dict[str, Tensor]) -> None:
+        weights["models.ar_image_model.head.linear.weight"] *= 2
+
+    t5 = tmp_path / "t5"
+    t5.mkdir()
+    (t5 / "model.safetensors").write_bytes(bytes(100_000))
+
+    def told(folder: Path, source: str | Path = "google/t5") -> str:
+        model = FlexAR.from_pretrained(folder, text_encoder=T5TextEncoder(source, 9))
+        return FlexARPrior(model).condition("a fox", len).options()["fingerprint"]
+
+    one, other = VECTORS / "flexar_tiny", variant("flexar_tiny", tmp_path / "b", tensors=head)
+    copy = variant("flexar_tiny", tmp_path / "a")
+    assert told(one) == told(copy)
+    found = [told(one), told(other), told(one, "google/t5-2"), told(one, t5)]
+    (t5 / "model.safetensors").write_bytes(bytes(99_999) + b"1")
+    found.append(told(one, t5))
+    assert len(set(found)) == 5
+
+
 # By name
 
 
 def test_it_loads_from_a_folder_by_name() -> None:
-    loaded = hub.load_prior(f"flexar:{VECTORS / 'flexar_tiny'}", "sprites", ToyTokenizer(240, 16))
+    name = f"flexar:{VECTORS / 'flexar_tiny'}"
+    loaded = hub.load_prior(name, "flextok-d18-d28-dfn", ToyTokenizer(240, 16))
     assert isinstance(loaded, FlexARPrior)
     assert (loaded.vocab_size, loaded.num_tokens, loaded.guidance) == (240, 16, 3.0)
 
@@ -199,8 +224,45 @@ def test_published_models_load_from_the_hub_by_name(
         return VECTORS / "flexar_tiny" / file
 
     monkeypatch.setattr(module, "download", download)
-    assert hub.load_prior(name, "sprites", ToyTokenizer(240, 16)).vocab_size == 240
+    loaded = hub.load_prior(name, "flextok-d18-d28-dfn", ToyTokenizer(240, 16))
+    assert loaded.vocab_size == 240
     assert asked == [(repository, "config.yaml"), (repository, "model.safetensors")]
+
+
+def test_a_model_in_the_hubs_cache_is_loaded_without_asking_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "download", None)  # calling it would fail
+    repository = tmp_path / "models--someone--flexar"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(VECTORS / "flexar_tiny")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    assert FlexAR.from_pretrained("someone/flexar").vocab_size == 240
+
+
+@pytest.mark.parametrize(
+    "model", ["flextok-d12-in1k", "EPFL-VILAB/flextok_d12_d12_in1k", "sprites"]
+)
+def test_a_tokenizer_that_it_was_not_trained_on_is_a_warning(model: str) -> None:
+    name = f"flexar:{VECTORS / 'flexar_tiny'}"
+    with pytest.warns(
+        PromptWarning, match=f"mean something else to {model}: .*flextok-d18-d28-dfn"
+    ):
+        hub.load_prior(name, model, ToyTokenizer(240, 16))
+
+
+@pytest.mark.parametrize(
+    "model", ["flextok-d18-d28-dfn", "EPFL-VILAB/flextok_d18_d28_dfn", "./my-flextok"]
+)
+def test_its_own_tokenizer_and_one_in_a_folder_are_no_warning(model: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hub.load_prior(f"flexar:{VECTORS / 'flexar_tiny'}", model, ToyTokenizer(240, 16))
 
 
 def test_a_model_that_is_not_there_and_cannot_be_downloaded_says_so(
@@ -261,14 +323,29 @@ def fake_transformers(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
             hidden = (input_ids * attention_mask)[:, :, None].expand(-1, -1, 32)
             return SimpleNamespace(last_hidden_state=hidden.half())
 
-        @classmethod
-        def from_pretrained(cls, source, use_safetensors):
-            calls.append(("load", source, use_safetensors))
-            return cls()
+        report = {"missing_keys": [], "mismatched_keys": []}
 
+        @classmethod
+        def from_pretrained(cls, source, use_safetensors, **reported):
+            calls.append(("load", source, use_safetensors))
+            assert reported == {"ignore_mismatched_sizes": True, "output_loading_info": True}
+            while_loading.append(bars["on"])
+            return cls(), cls.report
+
+    bars, while_loading = {"on": True}, []
     fake = SimpleNamespace(
         AutoTokenizer=SimpleNamespace(from_pretrained=lambda source: tokenise),
         T5EncoderModel=Encoder,
+        bars=bars,
+        while_loading=while_loading,
+        logging=SimpleNamespace(
+            is_progress_bar_enabled=lambda: bars["on"],
+            disable_progress_bar=lambda: bars.update(on=False),
+            enable_progress_bar=lambda: bars.update(on=True),
+            get_verbosity=lambda: 30,
+            set_verbosity=lambda level: bars.update(level=level),
+            set_verbosity_error=lambda: bars.update(level=40),
+        ),
     )
     monkeypatch.setitem(sys.modules, "transformers", fake)
     return calls
@@ -297,6 +374,7 @@ def test_a_t5_beside_the_weights_is_used(tmp_path: Path, monkeypatch: pytest.Mon
     for file in ("config.yaml", "model.safetensors"):
         (tmp_path / file).symlink_to(VECTORS / "flexar_tiny" / file)
     (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "spiece.model").touch()
     FlexAR.from_pretrained(tmp_path).encode_text(["fox"])
     assert calls[0] == ("load", str(tmp_path / "text_encoder"), True)
 
@@ -321,6 +399,77 @@ def test_a_t5_that_cannot_be_had_is_a_failure_in_one_sentence(
     monkeypatch.setattr(sys.modules["transformers"].AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(TfgenError, match="T5 encoder 'google/t5' cannot be had .no network.: run"):
         T5TextEncoder("google/t5", 9)(["fox"])
+
+
+def test_weights_that_the_files_lack_are_refused_not_made_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_transformers(monkeypatch)
+    encoder = sys.modules["transformers"].T5EncoderModel
+    for report, reason in (
+        ({"missing_keys": {"wo.weight"}, "mismatched_keys": []}, "wo.weight is missing"),
+        (
+            {"missing_keys": [], "mismatched_keys": {("wo.weight", (5,), (32,))}},
+            "wo.weight is of another size",
+        ),
+    ):
+        monkeypatch.setattr(encoder, "report", report)
+        with pytest.raises(InputError, match=f"'google/t5' cannot be used .{reason}.: get its"):
+            T5TextEncoder("google/t5", 9)(["fox"])
+
+
+def test_a_tied_weight_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_transformers(monkeypatch)
+    encoder = sys.modules["transformers"].T5EncoderModel
+
+    class Tied(encoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = torch.nn.Embedding(3, 2)
+            self.embed_tokens = self.shared
+
+    report = {"missing_keys": ["embed_tokens.weight"], "mismatched_keys": []}
+    monkeypatch.setattr(encoder, "report", report)
+    monkeypatch.setattr(sys.modules["transformers"], "T5EncoderModel", Tied)
+    assert T5TextEncoder("google/t5", 9)(["fox"])[0].shape == (1, 4, 32)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_transformers(monkeypatch)
+    with pytest.raises(InputError, match="no tokenizer.json or spiece.model.: get its files again"):
+        T5TextEncoder(tmp_path, 9)(["fox"])
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SafetensorError("header"), RuntimeError("size"), KeyError("added_tokens"), OSError("x")],
+)
+def test_a_folder_with_damaged_files_is_one_sentence(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_transformers(monkeypatch)
+
+    def fail(source):
+        raise error
+
+    (tmp_path / "tokenizer.json").touch()
+    monkeypatch.setattr(sys.modules["transformers"].AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(InputError, match=f"T5 encoder {str(tmp_path)!r} cannot be used") as caught:
+        T5TextEncoder(tmp_path, 9)(["fox"])
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_it_shows_no_bar_and_leaves_that_setting_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_transformers(monkeypatch)
+    T5TextEncoder("google/t5", 9)(["fox"])
+    fake = sys.modules["transformers"]
+    assert fake.while_loading == [False]
+    assert fake.bars == {"on": True, "level": 30}
 
 
 def test_given_text_is_what_the_vectors_say() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.tokenizers.flextok_checks import (
     FOLDER,
@@ -27,6 +29,7 @@ from tfgen.tokenizers.flextok_config import (
     published,
     read_config,
 )
+from tfgen.tokenizers.flextok_loading import load_config
 from tfgen.tokenizers.flextok_options import MODULES
 
 CONFIG = json.loads((FOLDER / "config.json").read_text())
@@ -147,6 +150,9 @@ HARMLESS = [
     ("vae", "sample_posterior", False),
     ("vae", "frozen", False),
     ("regularizer", "drop_quant_p", 0.1),
+    ("regularizer", "min_corrupt_tokens_p", None),
+    ("decoder.dec_from_latents", "proj_bias", True),
+    ("vae", "dtype_override", "float32"),
     ("flow_matching_noise_module", "ln", True),
     ("pipeline", "noise_read_key", "noise"),
 ]
@@ -198,6 +204,8 @@ UNKNOWN = [
     ("encoder.enc_transformer", "adaLN_emb_read_key", "dec_temb"),
     ("regularizer", "levels", [8, 8, 8, 5, 5]),
     ("regularizer", "levels", []),
+    ("decoder.dec_from_latents", "proj_bias", False),
+    ("vae", "dtype_override", "int8"),
     ("vae", "latent_channels", 4),
     ("vae", "shift_factor", 0.1),
     ("vae", "_target_", "os.system"),
@@ -216,6 +224,14 @@ def test_what_could_change_a_picture_is_refused_by_name(
     with pytest.raises(InputError, match=f"'here' has [a-zA-Z_.]+{refused} = ") as caught:
         config_of(edit)
     assert "does not know" in str(caught.value)
+
+
+@pytest.mark.parametrize("levels", [[8, 8, 8, 5, 5, 1], [8, 8, 8, 5, 5, 0], [1] * 6])
+def test_a_level_that_tells_nothing_apart_is_refused(levels: list[int]) -> None:
+    with pytest.raises(
+        InputError, match="regularizer.levels = .*a list of whole numbers from 2 up"
+    ):
+        config_of(lambda config: config["regularizer"].update(levels=levels))
 
 
 def test_a_module_more_or_less_is_refused_by_name() -> None:
@@ -265,3 +281,28 @@ def test_a_header_is_no_place_for_code(tmp_path: Path) -> None:
     header = stored_header() | {"vae": "__import__('os').mkdir('made')"}
     with pytest.raises(InputError, match="entry 'vae' is no Python literal"):
         parse_header(header, "here")
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"format": "pt", "library": "huggingface-hub"},
+        {"note": "trained on DFN, two words", "total_size": "123"},
+    ],
+)
+def test_what_else_a_header_tells_is_passed_over(tmp_path: Path, note: dict[str, str]) -> None:
+    kept = {name: text for name, text in note.items() if name != "format"}
+    assert parse_header(note, "here") == kept
+    assert read_config(parse_header(stored_header() | note, "here"), "here") == config_of()
+    for layout in ("header", "json"):
+        path = write_checkpoint(tmp_path / layout, layout=layout) / "model.safetensors"
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+        save_file(load_file(path), path, header | note)
+        assert load_config(path.parent) == load_config(FOLDER)
+
+
+def test_a_module_in_a_header_that_is_not_known_is_refused() -> None:
+    header = stored_header() | {"discriminator": "{'_target_': 'flextok.Discriminator'}"}
+    with pytest.raises(InputError, match="has discriminator = "):
+        read_config(parse_header(header, "here"), "here")

@@ -9,6 +9,7 @@ guidance scale of 1 costs no unconditional pass, and random numbers come from th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfgen.errors import InputError, finite_number, whole_number
-from tfgen.hub import download, load_weights, looks_like_a_path, read_safetensors
+from tfgen.hub import download, in_cache, load_weights, looks_like_a_path, read_safetensors
 from tfgen.priors.base import Prior
 from tfgen.priors.flexar_config import FlexARConfig
 from tfgen.priors.flexar_model import FlexARNetwork, Past, TextStates
@@ -36,6 +37,7 @@ CONFIG_FILE, WEIGHTS_FILE, TEXT_ENCODER_FOLDER = (
 OF_OTHER_MODELS = ("image_tokenizer", "t5_embedder")
 """Tensors of these may lie in a checkpoint; FlexTok and T5 come from their own."""
 
+_SAMPLED = 4096  # weights of each tensor that its fingerprint is made from
 _MAX_LOGITS = 2**26  # of a [rows, positions, vocab_size] table held at one time
 
 TextEncoder = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -63,7 +65,7 @@ class FlexAR:
         self.network = network.eval()
         self.text_encoder = text_encoder
         self.vocab_size, self.num_tokens = config.vocab_size, config.num_tokens
-        self.guidance = float(config.generation.get("cfg_factor") or 1.0)
+        self.guidance = config.guidance
 
     @classmethod
     def from_pretrained(
@@ -80,15 +82,17 @@ class FlexAR:
         else the one on the hub that config.yaml names. Raises InputError for files that are
         damaged, foreign or not understood, TfgenError where they cannot be downloaded.
         """
-        folder = Path(path_or_id).expanduser()
+        folder, name = Path(path_or_id).expanduser(), str(path_or_id)
+        asks_the_hub = False
         if not folder.is_dir():
-            if looks_like_a_path(str(path_or_id)) or "/" not in str(path_or_id):
-                raise InputError(f"There is no folder {str(path_or_id)!r} to load FlexAR from.")
-            folder = download(str(path_or_id), CONFIG_FILE).parent
+            if looks_like_a_path(name) or "/" not in name:
+                raise InputError(f"There is no folder {name!r} to load FlexAR from.")
+            files = in_cache(name, CONFIG_FILE, WEIGHTS_FILE) or [None]
+            asks_the_hub = None in files
+            config_file = download(name, CONFIG_FILE) if asks_the_hub else files[0]
+            folder = config_file.parent
         config = FlexARConfig.load(folder / CONFIG_FILE)
-        weights = folder / WEIGHTS_FILE
-        if folder != Path(path_or_id).expanduser():
-            weights = download(str(path_or_id), WEIGHTS_FILE)
+        weights = download(name, WEIGHTS_FILE) if asks_the_hub else folder / WEIGHTS_FILE
         tensors = {
             name.removeprefix("models."): tensor
             for name, tensor in read_safetensors(weights).items()
@@ -105,6 +109,19 @@ class FlexAR:
     @property
     def device(self) -> torch.device:
         return self.network.ar_image_model["preprocessor"].sos_token_embed.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hex hash that tells it from other models: of the config, of what encodes text,
+        and of some thousand weights of each tensor, since hashing billions would take a while."""
+        encoder = getattr(self.text_encoder, "fingerprint", None)
+        told = type(self.text_encoder).__name__ if encoder is None else encoder()
+        weights = self.network.state_dict()
+        digest = hashlib.sha256(repr((self.config, told, list(weights))).encode())
+        # An odd step does not stay within a column, as most widths are even.
+        parts = [w.flatten()[:: (w.numel() // _SAMPLED) | 1].float() for w in weights.values()]
+        digest.update(torch.cat(parts).cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def encode_text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Hidden states Float[B, S, text_dim], and Int64[B, S], which is 0 at padding."""
@@ -293,7 +310,7 @@ class FlexARPrior(Prior):
         return FlexARPrior(self.flexar, scale, self.prompt, self.max_past_bytes)
 
     def options(self) -> dict[str, Any]:
-        return {"guidance": self.guidance}
+        return {"guidance": self.guidance, "fingerprint": self.flexar.fingerprint}
 
     @cached_property
     def _text(self) -> TextStates:

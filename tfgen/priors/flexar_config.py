@@ -6,12 +6,14 @@ has, and their options. Whatever is not known here is refused, never guessed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tfgen.errors import InputError
 from tfgen.priors.hydra import Node
+
+_HEADS = 8  # of an attention that does not say how many
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class FlexARConfig:
     tokenizer: str | None
     """The FlexTok model whose tokens these are, on the Hugging Face hub."""
 
-    generation: dict[str, Any] = field(default_factory=dict)
-    """The published defaults of generation, such as cfg_factor."""
+    guidance: float = 3.0
+    """The guidance scale that the file recommends (cfg_factor; 3 is the published code's own); 1,
+    which is none, where it says null or 0."""
 
     @classmethod
     def load(cls, path: str | Path) -> FlexARConfig:
@@ -104,7 +107,7 @@ def _read(root: Node) -> FlexARConfig:
     head.equal("in_features", width)
     vocab_size = embed.integer("codebook_size")
     head.equal("out_features", vocab_size)
-    positions = embed.get("pos_embed_type", "absolute")
+    positions = embed.get("pos_embed_type")
     if positions not in ("absolute", "sincos1d", "sincos2d", None):
         raise embed.refusal("pos_embed_type", "absolute, sincos1d, sincos2d or null")
     norm = _norm(trunk, "norm_layer") or NormConfig("layer", 1e-6)
@@ -119,7 +122,6 @@ def _read(root: Node) -> FlexARConfig:
     mlp.equal("embed_dim", width)
     mlp.get("use_bias")
     _check_text_keys(t5, trunk)
-    tokenizer = models.get("image_tokenizer") or {}
     config = FlexARConfig(
         vocab_size=vocab_size,
         num_tokens=_tokens(embed),
@@ -131,18 +133,34 @@ def _read(root: Node) -> FlexARConfig:
         ffn_width=ffn_width,
         self_attention=_self_attention(trunk.child("self_attn_target"), width),
         cross_attention=_cross_attention(trunk.child("cross_attn_target"), width),
-        post_norm=trunk.flag("post_trunk_norm", True),
+        post_norm=trunk.flag("post_trunk_norm", False),
         head_norm=head.flag("use_layernorm", False),
         text_dim=mlp.integer("text_dim"),
         text_gelu=_text_gelu(mlp),
         text_encoder=t5.text("hf_hub_path"),
         text_length=t5.integer("encoder_seqlen_max", None),
-        tokenizer=tokenizer.get("model_id") if isinstance(tokenizer, dict) else None,
-        generation=dict(root.get("generation") or {}),
+        tokenizer=_tokenizer(models),
+        guidance=_guidance(root),
     )
     for node in (text, image, trunk, head, embed, t5, mlp):
         node.finish()
     return config
+
+
+def _tokenizer(models: Node) -> str | None:
+    if not isinstance(models.get("image_tokenizer"), dict):
+        return None
+    told = models.child("image_tokenizer").get("model_id")
+    return told if isinstance(told, str) else None
+
+
+def _guidance(root: Node) -> float:
+    if root.get("generation") is None:
+        return FlexARConfig.guidance
+    generation = root.child("generation")
+    if "cfg_factor" in generation.tree and generation.get("cfg_factor") in (None, 0):
+        return 1.0
+    return generation.number("cfg_factor", FlexARConfig.guidance)
 
 
 def _tokens(embed: Node) -> int:
@@ -192,12 +210,13 @@ def _self_attention(node: Node, width: int) -> AttentionConfig:
     fused = target == "l3m.EfficientAttention"
     if not node.flag("is_causal", False):
         raise node.refusal("is_causal", "true, as tokens are predicted from those before them")
-    heads, head_dim = _heads(node, width)
+    # The reference's fused attention has a default too, but cannot be built with it.
+    heads, head_dim = _heads(node, width, None if fused else _HEADS)
     key_heads = heads
     scale = head_dim**-0.5
-    if fused:
-        scale = node.number("qk_scale", None) or scale
-    else:  # whose scaled_dot_product_attention keeps its own scale, whatever qk_scale says
+    if fused and node.get("qk_scale") != 0:  # which stands for the usual one
+        scale = node.number("qk_scale", scale)
+    elif not fused:  # its scaled_dot_product_attention keeps its own scale, whatever qk_scale says
         key_heads = node.integer("num_key_value_heads", None) or heads
         head_dim = node.integer("head_dim", None) or head_dim
         scale = head_dim**-0.5
@@ -220,7 +239,7 @@ def _self_attention(node: Node, width: int) -> AttentionConfig:
 
 def _cross_attention(node: Node, width: int) -> AttentionConfig:
     node.target("flextok_ar.GeneralizedAttentionWithMask")
-    heads, head_dim = _heads(node, width)
+    heads, head_dim = _heads(node, width, _HEADS)
     node.equal("encoder_dim", width)  # the text is projected to it
     node.get("qk_scale")  # the reference's cross-attention does not use it
     if node.flag("is_causal", False):
@@ -230,9 +249,9 @@ def _cross_attention(node: Node, width: int) -> AttentionConfig:
     return AttentionConfig(heads, heads, head_dim, head_dim**-0.5, norm, fused=False)
 
 
-def _heads(node: Node, width: int) -> tuple[int, int]:
+def _heads(node: Node, width: int, default: int | None) -> tuple[int, int]:
     node.equal("dim", width)
-    heads = node.integer("num_heads")
+    heads = node.integer("num_heads") if default is None else node.integer("num_heads", default)
     if width % heads:
         raise node.refusal("num_heads", f"a divisor of the width {width}")
     return heads, width // heads

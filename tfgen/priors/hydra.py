@@ -4,11 +4,13 @@ Each node of the tree names a class of another project (`_target_`) and its opti
 recognised by name and never imported, so a config cannot run code; a class or an option that the
 reader does not know is refused by name, since to guess would give a network that runs and is wrong.
 Options that matter in training only (initialisation, dropout, keys of the data dictionary) are
-passed over. Interpolations of the form `${a.b.c}` are resolved; others are refused.
+passed over, and so are those that are null or say that something is not there. Interpolations of
+the form `${a.b.c}` are resolved; others are refused.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ _TRAINING_ONLY = re.compile(
     r"_(partial|recursive|convert)_|.*_key|keys|.*_style|.*drop.*|.*init.*|.*checkpoint.*|.*mup.*"
     r"|encoder_num_blocks"
 )
+_NOTHING_IF_FALSE = {"use_batchnorm", "gpt_proj_rescale"}
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _REQUIRED: Any = object()
 
@@ -77,14 +80,15 @@ class Node:
             raise self.refusal(key, "a whole number from 1 up")
         return value
 
-    def number(self, key: str, default: float | None) -> Any:
+    def number(self, key: str, default: float) -> float:
         value = self._given(key, default)
-        if value is None or value is default:
-            return value
         try:  # YAML 1.1 takes 1e-5, without a point, for a string
-            return float(value)
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
-            raise self.refusal(key, "a number") from None
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise self.refusal(key, "a number above 0")
+        return number
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._given(key, default)
@@ -93,7 +97,7 @@ class Node:
         return value
 
     def text(self, key: str) -> str:
-        value = self._given(key, _REQUIRED)
+        value = self._given(key)
         if not isinstance(value, str):
             raise self.refusal(key, "a text")
         return value
@@ -104,27 +108,33 @@ class Node:
 
     def finish(self) -> None:
         """Refuse an option that nobody read: it might change the network."""
-        for key in self.tree:
-            if key not in self._read and not _TRAINING_ONLY.fullmatch(str(key)):
+        for key, value in self.tree.items():
+            nothing = value is None or (value is False and key in _NOTHING_IF_FALSE)
+            if not nothing and key not in self._read and not _TRAINING_ONLY.fullmatch(str(key)):
                 raise InputError(
-                    f"{self.source!r} sets {self._at(key)} to {self.tree[key]!r}, an option that "
-                    "tfgen does not know: use a published model, or remove the option if it "
-                    "changes nothing."
+                    f"{self.source!r} sets {self._at(key)} to {value!r}, an option that tfgen "
+                    "does not know: use a published model, or remove the option if it changes "
+                    "nothing."
                 )
 
     def refusal(self, key: str, right: str) -> InputError:
         """The error for an option of which tfgen needs something else."""
+        value = self._resolve(self.tree.get(key))
+        has = f"{value!r} for" if key in self.tree else "no"
         return InputError(
-            f"{self.source!r} has {self._resolve(self.tree.get(key))!r} for {self._at(key)}, "
-            f"where tfgen needs {right}: get the file again, or use another model."
+            f"{self.source!r} has {has} {self._at(key)}, where tfgen needs {right}: get the file "
+            "again, or use another model."
         )
 
     def _at(self, key: object) -> str:
         return f"{self.place}.{key}" if self.place else str(key)
 
-    def _given(self, key: str, default: Any) -> Any:
-        value = self.get(key, default)
-        return default if value is None and default is not _REQUIRED else value
+    def _given(self, key: str, default: Any = _REQUIRED) -> Any:
+        """The value, where it is there and not null, else the default; None if it is required."""
+        value = self.get(key)
+        if value is None and default is not _REQUIRED:
+            return default
+        return value
 
     def _resolve(self, value: Any, depth: int = 0) -> Any:
         """The value that `${a.b.c}` stands for; other interpolations are refused."""

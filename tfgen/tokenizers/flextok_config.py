@@ -7,13 +7,13 @@ config at all is in `flextok_options`.
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfgen.errors import InputError, unknown
 from tfgen.tokenizers.flextok_options import (
+    FLOAT32,
     MODULES,
     OPTIONAL,
     ORDERED,
@@ -22,6 +22,7 @@ from tfgen.tokenizers.flextok_options import (
     refusal,
 )
 
+SECTIONS = {name.partition(".")[0] for name in MODULES}
 IMAGE_SIZE = 256  # the published models'; a larger position table is cropped to it
 VAE: dict[str, Any] = {  # of the published models, whose config does not tell it
     "block_out_channels": (128, 256, 512, 512),
@@ -84,7 +85,12 @@ class FlexTokConfig:
 
     scaling_factor: float = 0.88
     vae_float32: bool = True
-    """The VAE stays in float32 whatever the decoder computes in."""
+    """The VAE stays in float32 whatever the decoder computes in; so it does in the published code,
+    even under autocast. False, where the config's dtype_override is null or bfloat16: it computes
+    in the decoder's dtype, by default bfloat16 on CUDA, whatever the engine. With null the
+    published code computes in float32, or in bfloat16 under autocast. In bfloat16 the pictures are
+    0.8 to 0.9 of 255 levels, in the mean, from those of float32 (d12 and d18-d28, random weights;
+    `vae_error_levels` in benchmarks/results/decoder_throughput-*.json)."""
 
     vae: Mapping[str, Any] = field(default_factory=lambda: dict(VAE))
     """The arguments of diffusers' AutoencoderKL that differ between models."""
@@ -119,23 +125,26 @@ def published(size: str) -> FlexTokConfig:
 
 
 def parse_header(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
-    """The config in a safetensors header: each value is the Python repr of one section.
+    """The config in a safetensors header: each value is the Python repr of one section, or a text,
+    such as the name of the library that wrote the file.
 
-    Raises InputError where a value is no Python literal.
+    Raises InputError where the value of a section is no Python literal.
     """
     config = {}
     for name, text in metadata.items():
-        if name == "format":  # safetensors' own: which library wrote the file
+        if name == "format":  # safetensors' own: for which framework the file is
             continue
         try:
-            config[name] = ast.literal_eval(text)
+            value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            if not re.fullmatch(r"[\w.]+", text):  # a bare string, such as a `_target_`
+            if name in SECTIONS:
                 raise InputError(
                     f"{source!r} has a header whose entry {name!r} is no Python literal: "
                     "get the file again."
                 ) from None
-            config[name] = text
+            value = text
+        # Whatever library writes numbers there, a section is a dictionary.
+        config[name] = value if name in SECTIONS or isinstance(value, Mapping) else text
     return config
 
 
@@ -184,7 +193,7 @@ def _modules(config: Mapping[str, Any], source: str) -> dict[str, Mapping[str, A
             for option in set(value) - {"module_dict", "_target_"}:
                 raise refusal(source, f"{section}.{option}", value[option])
             modules |= {f"{section}.{name}": module for name, module in inner.items()}
-        elif section != "_target_":
+        elif section in SECTIONS or not isinstance(value, str):
             modules[section] = value
     for name, module in modules.items():
         if name not in MODULES or not isinstance(module, Mapping):
@@ -213,7 +222,7 @@ class _Reader:
             encoder=self.trunk("encoder.enc_transformer"),
             decoder=self.trunk("decoder.dec_transformer"),
             num_tokens=self.number("encoder.enc_register_module", "n_max"),
-            levels=self.numbers("regularizer", "levels"),
+            levels=self.numbers("regularizer", "levels", least=2),
             channels=self.number("encoder.enc_patch_emb", "channels_in"),
             patch=self.numbers("encoder.enc_patch_emb", "patch_sizes", 2)[0],
             encoder_table=self.numbers("encoder.enc_posemb_module", "max_sizes", 2),
@@ -223,7 +232,7 @@ class _Reader:
                 "replace_with_single_token", False
             ),
             scaling_factor=self.scaling_factor(),
-            vae_float32=self.modules["vae"].get("dtype_override", "fp32") == "fp32",
+            vae_float32=self.modules["vae"].get("dtype_override", "fp32") in FLOAT32,
             vae=self.vae(),
         )
         self.agree(config)
@@ -288,15 +297,17 @@ class _Reader:
             raise refusal(self.source, f"{name}.{option}", value, "whole numbers from 1 up")
         return value
 
-    def numbers(self, name: str, option: str, count: int | None = None) -> tuple[int, ...]:
+    def numbers(
+        self, name: str, option: str, count: int | None = None, least: int = 1
+    ) -> tuple[int, ...]:
         values = self.modules[name].get(option)
         if (
             not isinstance(values, (list, tuple))
             or not values
-            or not all(type(value) is int and value >= 1 for value in values)
+            or not all(type(value) is int and value >= least for value in values)
             or (count is not None and len(values) != count)
         ):
-            known = f"{count or 'a list of'} whole numbers from 1 up"
+            known = f"{count or 'a list of'} whole numbers from {least} up"
             raise refusal(self.source, f"{name}.{option}", values, known)
         return tuple(values)
 

@@ -15,6 +15,7 @@ from tfgen.errors import InputError
 # What an option may be: a tuple of values, a test of the value, or ANY: a number that
 # `flextok_config` reads, or what cannot change a picture (training, wiring, compiling).
 ANY: tuple = ()
+FLOAT32 = ("fp32", "float32")
 Rule = Sequence[Any] | Callable[[Any], bool]
 
 
@@ -116,7 +117,7 @@ MODULES: dict[str, tuple[str, dict[str, Rule]]] = {
     ),
     "decoder.dec_from_latents": (
         "LinearLayer",
-        {"dim_in": ANY, "dim": ANY, "bias": (True,), "dtype_override": ANY},
+        {"dim_in": ANY, "dim": ANY, "proj_bias": (True,), "dtype_override": ANY},
     ),
     "decoder.dec_registers_posemb_module": (
         "PositionalEmbeddingAdder",
@@ -162,7 +163,7 @@ MODULES: dict[str, tuple[str, dict[str, Rule]]] = {
         {
             "latent_channels": ANY,
             "scaling_factor": ANY,
-            "dtype_override": ("fp32", "bf16", None),
+            "dtype_override": (*FLOAT32, "bf16", "bfloat16", None),
             "hf_hub_path": ANY,  # its weights are in this file
             "sample_posterior": ANY,  # `encode` has an argument for it
             "learnable_logvar": (False,),
@@ -179,6 +180,7 @@ MODULES: dict[str, tuple[str, dict[str, Rule]]] = {
             "levels": ANY,
             "drop_quant_p": ANY,
             "corrupt_tokens_p": ANY,
+            "min_corrupt_tokens_p": ANY,
             "apply_corrupt_tokens_p": ANY,
             "packed_call": ANY,
         },
