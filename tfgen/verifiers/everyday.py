@@ -27,7 +27,10 @@ WALLS = ("on", "against", "over")  # after which a colour is a background: "isol
 # Kinds of meanings that a phrase may have besides those that name an object.
 BESIDE = ("noun", "adjective", "backdrop", "colour")
 # After which "orange" is a colour: "the fox is orange", "painted orange".
-COLOURED = frozenset("is are it's in painted dyed colored all bright dark".split())
+COLOURED = frozenset("is are be was were it's in painted dyed colored all bright dark".split())
+
+# After which it is of what follows, known or not: "with orange hair".
+WEARING = frozenset("with in has have wearing".split())
 
 # What only says how an emoji is drawn: variation selectors and skin tones.
 STYLE = dict.fromkeys([0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400)])
@@ -134,6 +137,7 @@ class Everyday:
             "size": self.words.sizes,
             "relation": [*self.words.relations, [OPEN], [WORN]],
             "turned": self.words.relations,
+            "side": self.words.places,
         }
         for section, entries in own.items():
             known = {phrase: phrases[0] for phrases in entries for phrase in phrases}
@@ -245,10 +249,12 @@ class Everyday:
     def _aside(self, text: list[str], at: int) -> Item | None:
         """Words that describe a part, alone or with the word before: "blue-eyed", "3 year old"."""
         before = self._meanings(text, at)[1].keys()
+        if before and text[at + 1 : at + 2] == ["shaped"] and at + 2 < len(text):
+            return Item(at, at + 2, ASIDE)  # "a banana-shaped car"
         if before - {"colour", "count", "size"}:
             return None
         for start in (at, at + 1):
-            for end in (start + 2, start + 1):
+            for end in range(min(start + 2, len(text)), start, -1):
                 part = tuple(text[start:end])
                 if part in self.parts and (before or part not in self.table):
                     return Item(at, end, ASIDE)
@@ -279,7 +285,8 @@ class Everyday:
         if following[0] in (OPEN, "or"):
             return "colour" in beyond
         unknown = not kinds and following[0] not in self.small
-        return unknown and bool(beyond & {"object", "alone"})
+        worn = WEARING & {*text[max(at - 2, 0) : at]} and not following[0].endswith("ing")
+        return unknown and bool(worn or beyond & {"object", "alone"})
 
     def _place(self, text: list[str], at: int) -> Item | None:
         """A place that is named from a word on, perhaps with what says that it is one: "in the dark
@@ -296,6 +303,8 @@ class Everyday:
         if begin == at:
             return self._ground(text, at, at, wall=False)
         for here in range(begin, min(begin + BETWEEN, len(text) - 1) + 1):
+            if text[here] in ("is", "are", "was", "were"):  # "the one on the left is red"
+                break
             if found := self._ground(text, at, here, wall=text[begin - 1] in WALLS):
                 return found
             if self._meanings(text, here)[1].keys() - {"colour", "size", "adjective"}:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from difflib import SequenceMatcher
 
 SHORT = 7  # letters: of anything shorter, one more or less is mostly another word
+SHORTEST = 4  # of names in which two letters are exchanged
 LONG, ALIKE = 9, 0.88  # letters from which two slips are forgiven, by difflib's ratio
 
 
@@ -20,7 +21,7 @@ class Misspelling:
     def __init__(
         self, names: Iterable[str], likely: Collection[str] = (), right: Collection[str] = ()
     ) -> None:
-        self.right = right
+        self.right, self._likely = right, sorted(likely)
         self._names: dict[str, list[str]] = {}  # by the first letter, which few get wrong
         for name in sorted({*names, *likely}):
             if len(name) >= SHORT - (name in likely) and name.isalpha():
@@ -28,7 +29,12 @@ class Misspelling:
 
     def meant(self, word: str) -> str | None:
         """The name that a word is a misspelling of; None where it is none."""
-        if len(word) < SHORT - 2 or not word.isalpha() or word in self.right:
+        if not word.isalpha() or word in self.right:
+            return None
+        for name in self._likely:  # neighbours exchanged are no other word, however short
+            if len(name) == len(word) >= SHORTEST and exchanged(word, name):
+                return name
+        if len(word) < SHORT - 2:
             return None
         near = [n for n in self._names.get(word[0], ()) if one_slip(word, n) or alike(word, n)]
         return max(
@@ -41,11 +47,16 @@ def one_slip(word: str, name: str) -> bool:
     short, long = sorted((word, name), key=len)
     if len(short) != len(long):
         return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+    return sum(a != b for a, b in zip(word, name, strict=True)) == 1 or exchanged(word, name)
+
+
+def exchanged(word: str, name: str) -> bool:
+    """Whether two neighbouring letters, not the first, are exchanged."""
     wrong = [i for i, (a, b) in enumerate(zip(word, name, strict=True)) if a != b]
-    if len(wrong) == 2 and wrong[1] == wrong[0] + 1:
-        first, second = wrong
-        return word[first] == name[second] and word[second] == name[first]
-    return len(wrong) == 1
+    if len(wrong) != 2 or wrong[1] != wrong[0] + 1 or wrong[0] == 0:
+        return False
+    first, second = wrong
+    return word[first] == name[second] and word[second] == name[first]
 
 
 def alike(word: str, name: str) -> bool:

@@ -11,9 +11,23 @@ PARAMETER = re.compile(
     r"sref|stop|style|stylize|sv|sw|test|tile|turbo|upbeta|uplight|v|version|video|w|weird|zoom)\b"
     r"(?:\s+(?!-)[\w.:]+(?=\s))?"
 )
+# What is written in a picture is not what it shows: 'a mug that says "I love cats"'.
+LETTERING = re.compile(
+    r"\b(?:says?|saying|reads?|reading|titled|words?|text|letters?|label?led|called|named|written|"
+    r"sign|logo|caption(?:ed)?)\s*[:,]?\s*"
+    r"""(?:"[^"]*"|\u201c[^\u201d]*\u201d|(?<!\w)'[^']*'(?!\w))"""
+)
 REWRITES = (
+    (LETTERING, " lettering "),
     (PARAMETER, " , "),
-    (re.compile(r"(?:^|\s)--no\s"), " , without "),
+    (re.compile(r"(?:^|\s)--no\s"), " , negative prompt "),
+    (re.compile(r"(?<=\d),(?=\d{3}\b)"), ""),
+    (re.compile(r"\b(?:zero|(?<![.,])0)\s(?=[^\W\d_])"), "no "),
+    (re.compile(r"\b(\d+) ?x (?=[^\W\d_])"), r"\1 "),  # "3x strawberry"
+    (re.compile(r"\sx ?(\d+)\b"), r", \1 of them"),
+    (re.compile(r"\b(?:\w+ )?(?:hundred|thousand|million)s? (?:and \w+ )?(?:of )?"), "many "),
+    (re.compile(r"(?:^|(?<=[,;\n]))\s*(left|right)\s*:"), r" on the \1 "),
+    (re.compile(r"\((left|right)\)"), r" on the \1 "),
     (re.compile(r"\bw/o\b"), "without"),
     (re.compile(r"\bw/(?=\s)"), "with"),
     (re.compile(r"(?<=\w)\s*[&+]\s*(?=\w)"), " and "),

@@ -14,8 +14,9 @@ from itertools import pairwise
 
 from tfgen.errors import InputError
 from tfgen.verifiers.contrast import ContrastWords
+from tfgen.verifiers.denial import affirmed, compared, words_of
 from tfgen.verifiers.everyday import OPEN, WORN, Everyday, Item, spelt
-from tfgen.verifiers.things import Thing, affirmed, place_of, things_of, words_of
+from tfgen.verifiers.things import Thing, place_of, things_of
 from tfgen.verifiers.words import article
 
 # What the captions of a world have beside what they name.
@@ -69,8 +70,11 @@ class Rewording:
         """Whether a prompt tells of its things in the order of captions: what describes one before
         it, and between two how they stand. A verifier that was trained on captions reads "above a
         fox a cat" as "a fox above a cat"."""
-        spans = [span for span in self.words.parse(prompt)[1] if span.factor != "count"]
+        said = self.words.parse(prompt)[1]
+        spans = [span for span in said if span.factor != "count"]
         nouns = [span for span in spans if span.factor == "object"]
+        if any(s.factor == "count" and s.entry and s.start >= nouns[-1].end for s in said):
+            return False  # "cats, three of them"
         colours = [span for span in spans if span.factor == "colour"]
         if any(a.end == b.start for a, b in pairwise(nouns)):  # "a cat astronaut" is one
             return False
@@ -106,11 +110,12 @@ class Rewording:
             return Reworded(prompt, prompt)
         text, items = self.everyday.scan(self.everyday.spelled_out(prompt))
         items, denied = affirmed(text, items, self.everyday.small)
+        items, examples = compared(text, items, self.everyday.small)
         things, left_out = things_of(text, items, self.everyday)
         place, other_places = place_of(items)
         added = None
         if not things:
-            added = self.everyday.lexicon["company"].get(place.value) if place else None
+            added = self._company(place, denied)
             if added is None and any(item.kind in ("object", "alone") for item in denied):
                 raise InputError(
                     f"{prompt!r} only says what the picture must not show: say what it shows, and "
@@ -120,7 +125,7 @@ class Rewording:
                 return Reworded(prompt, prompt)
         said = [added or self._said(text, items, things[:2])]
         said += [place.value] if place else []
-        left_out += [*denied, *other_places, *(thing.item for thing in things[2:])]
+        left_out += [*denied, *examples, *other_places, *(thing.item for thing in things[2:])]
         if len(things) > 1:  # a picture of two shows one of each
             shown = 1 + (things[0].entry == things[1].entry)
             for thing in things[:2]:
@@ -128,6 +133,14 @@ class Rewording:
                 left_out += [item for kind, item in thing.said.items() if kind in lost]
         unsaid = dict.fromkeys(words_of(text, item) for item in sorted(left_out))
         return Reworded(" ".join(said), prompt, tuple(unsaid), added)
+
+    def _company(self, place: Item | None, denied: Sequence[Item]) -> str | None:
+        """What is added to a place alone, but for what is not to be there."""
+        kinds = [
+            self.words.objects[i.value]["name"] for i in denied if i.kind in ("object", "alone")
+        ]
+        usual = self.everyday.lexicon["company"].get(place.value, []) if place else []
+        return next((name for name in usual if not name.endswith(tuple(kinds))), None)
 
     def _said(self, text: list[str], items: Sequence[Item], things: Sequence[Thing]) -> str:
         """The caption of one kind of object, or of two and how they stand."""
@@ -149,8 +162,10 @@ class Rewording:
         for place, item in enumerate(items):
             if item.kind == "turned" and item.start >= start:
                 # "a cat on top, a dog at the bottom", but "a cat, on top a dog"
-                own = item.start < end and items[place + 1].kind == "pause"
-                return item.value, not own
+                first = [i.kind for i in between if i.start < item.start]
+                own = item.start < end and not {"pause", "relation"} & {*first}
+                ends = items[place + 1].kind == "pause" or items[place + 1].value == OPEN
+                return item.value, not (own and ends)
         if side := self._side(items, between, things):
             return side, False
         said = [item for item in between if item.kind == "relation"]

@@ -1,28 +1,17 @@
-"""What a prompt describes, of what its phrases say: its things, its place, and what it denies."""
+"""What a prompt describes, of what its phrases say: its things, and its place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tfgen.verifiers.denial import words_of
 from tfgen.verifiers.everyday import OPEN, Everyday, Item
 
-# Words after which what is named is not to be shown; after the second kind, only what is named
-# with an article, or so: "a not so friendly dog" is a dog.
-WITHOUT = frozenset(
-    "no without except excluding exclude avoid avoiding minus lacking remove neither nor".split()
-)
-NOT = frozenset("not non isn't aren't wasn't don't doesn't".split())
-PAIRS = (["instead", "of"], ["rather", "than"], ["free", "of"], ["other", "than"])
-ALL_THAT_FOLLOWS = ["negative", "prompt"]
-NAMING = frozenset(
-    "a an the any add adding draw drawing show showing include including want wanting have having "
-    "put use using".split()
-)
 # With these, what a noun is called begins.
 ARTICLES = frozenset("a an the this that its his her their my our your".split())
-AGAIN = frozenset(["but", "just", "only"])  # what is to be shown goes on
-ALSO = frozenset(["or", "nor"])
+ONE = frozenset(["one", "another"])
+OWNERS = frozenset("whose its his her their with".split())  # of a part
 
 
 @dataclass(frozen=True)
@@ -62,44 +51,6 @@ class Thing:
         return replace(self, said=told | self.said)
 
 
-def affirmed(
-    text: Sequence[str], items: Sequence[Item], small: frozenset[str]
-) -> tuple[list[Item], list[Item]]:
-    """What a prompt says that its picture shows, and what it says that it does not: of "no", "not
-    a" or "without" the next thing or place, and all that describes it. small: words that say
-    nothing."""
-    kept: list[Item] = []
-    denied: list[Item] = []
-    since: int | None = None  # the word that denies, until what it denies was named
-    described = False
-    for place, item in enumerate(items):
-        word = text[item.start] if item.end > item.start else ""
-        if text[item.start : item.start + 2] == ALL_THAT_FOLLOWS:
-            denied += items[place:]
-            break
-        if word in WITHOUT | NOT or text[item.start : item.start + 2] in PAIRS:
-            since, described = item.start, False
-        elif since is None or item.kind == "pause":
-            since = None
-            kept.append(item)
-        elif word in AGAIN:
-            since = None
-        elif described and item.kind in ("relation", "turned", "side", "place"):
-            since = None  # "that isn't blue, but in the snow"
-            kept.append(item)
-        elif item.kind in ("object", "alone", "place"):
-            denied.append(item)
-            since = since if text[item.end : item.end + 1] and text[item.end] in ALSO else None
-        else:
-            denied.append(item)
-            described |= item.kind in ("colour", "count", "size")
-            named = NAMING & {*text[since + 1 : item.start]}
-            adjective = not item.kind and word not in small | NAMING and text[since] in NOT
-            if text[since] == "non" or (adjective and not named):
-                since = None
-    return kept, [item for item in denied if item.kind or words_of(text, item) not in small]
-
-
 def things_of(
     text: Sequence[str], items: Sequence[Item], everyday: Everyday
 ) -> tuple[list[Thing], list[Item]]:
@@ -109,12 +60,16 @@ def things_of(
     named = {item.kind for item in items}
     for place, (previous, item) in enumerate(zip([None, *items], items, strict=False)):
         kind, word = item.kind, words_of(text, item)
+        if word == "one" and reader.another(item, previous):  # "a red car and a blue one"
+            continue
         if word == OPEN and _joins_colours(previous, items[place + 1 :]):
             continue
         if kind == "object" or (kind == "alone" and "object" not in named):
             reader.thing(item, previous)
         elif kind in ("colour", "size", "count"):
-            reader.description(item)
+            following = items[place + 1].kind if place + 1 < len(items) else "pause"
+            alone = previous is None or (previous.kind == following == "pause")
+            reader.description(item, alone)
         elif kind in ("relation", "turned", "side", "pause", "place"):
             reader.end(item)
         elif kind == "aside" or (kind != "adjective" and word not in everyday.small):
@@ -140,6 +95,8 @@ class _Reader:
         self.left_out: list[Item] = []
         self.before: dict[str, Item] = {}  # what describes the next object, or else the last one
         self.second: Item | None = None  # a further colour: "red and blue balloons"
+        self.number: Item | None = None  # one that stands alone: "cats, 3"
+        self.part: Item | None = None  # what nobody understands, since the last thing
         self.of_a_part = False  # it describes what nobody understands: "with blue eyes"
 
     def thing(self, item: Item, previous: Item | None) -> None:
@@ -154,26 +111,51 @@ class _Reader:
             thing = last.with_more(thing.said) if astronaut else also(thing, last)
         things.append(thing)
         if self.second is not None:
-            if item.meaning.many or self.text[self.second.start - 1] in ARTICLES:
+            if item.meaning.many or self.text[self.second.start - 1] in ARTICLES | ONE:
                 things.append(thing.in_colour(self.second))
             else:  # "a red and white lighthouse"
                 self.left_out.append(self.second)
+        self.part = None
         self._forget()
 
-    def description(self, item: Item) -> None:
+    def another(self, item: Item, previous: Item | None) -> bool:
+        """Whether "one" after a colour is another of the last thing; if so, it is."""
+        if not self.things or previous is None or previous.kind != "colour":
+            return False
+        meaning = self.things[-1].item.meaning
+        if not meaning.many:
+            self.thing(item._replace(meaning=meaning), None)
+        return not meaning.many
+
+    def description(self, item: Item, alone: bool = False) -> None:
+        """A colour, a size or a number; alone: between two pauses."""
         kind, said = item.kind, self.before.get(item.kind)
+        if kind == "colour" and self._of_the_part(item):
+            self.left_out.append(item)
+            return
         between = self.text[said.end : item.start] if said else []
-        if kind == "colour" and between[:1] == [OPEN] and self.second is None:
+        if kind == "colour" and between[:1] in ([OPEN], ["one"]) and self.second is None:
             self.second = item
         elif said is not None:
             self.left_out.append(said if kind == "count" else item)
         if kind == "count" or said is None:
             self.before[kind] = item
+        if kind == "count" and alone:
+            self.number = item
         if kind == "colour" and self.text[item.start - 1 : item.start] in (["is"], ["are"]):
             self.end()
 
+    def _of_the_part(self, colour: Item) -> bool:
+        """Whether a colour is said of a part that nobody understands: "whose eyes are green"."""
+        if self.part is None or not self.things:
+            return False
+        start = self.part.start
+        said = {*self.text[self.part.end : colour.start]} & {"is", "are", "was", "were", "painted"}
+        return bool(said and {*self.text[max(start - 2, 0) : start]} & OWNERS)
+
     def unknown(self, item: Item) -> None:
         self.left_out.append(item)
+        self.part = item
         material = words_of(self.text, item) in self.everyday.materials
         self.of_a_part |= bool(self.before) and item.kind != "aside" and not material
 
@@ -220,7 +202,11 @@ class _Reader:
     def _counts(self, count: Item) -> bool:
         """Whether a number after its noun counts it: "three of them", "the cats are three"."""
         text = self.text
-        return text[count.end : count.end + 1] == ["of"] or text[count.start - 1] in ("is", "are")
+        return (
+            count is self.number
+            or text[count.end : count.end + 1] == ["of"]
+            or text[count.start - 1] in ("is", "are")
+        )
 
     def _describes(self, place: Item) -> bool:
         """Whether the colour before a place is the place's."""
@@ -275,7 +261,3 @@ def place_of(items: Sequence[Item]) -> tuple[Item | None, list[Item]]:
         return None, said
     found = min(known, key=lambda item: not item.value.endswith("background"))
     return found, [item for item in said if item.value != found.value]
-
-
-def words_of(text: Sequence[str], item: Item) -> str:
-    return " ".join(text[item.start : item.end])
