@@ -13,7 +13,7 @@ numbers only. Every option of a search can be given. The table has all configura
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from tfgen.spriteeval.scoring import Outcome, Share, Summary, summarise
 
 from . import harness
 from .harness import Parser, Report, Row, Task, current, row_key
-from .trials import Setup, Trials, add_models, average, given, judge_notes, search_options, shown
+from .options import given, options_from, search_options
+from .trials import DECODES_ARE_COST, Setup, Trials, add_models, average, judge_notes, shown
 
 QUESTION = __doc__.splitlines()[0]
 
@@ -95,14 +96,39 @@ def report(rows: list[Row]) -> Report:
     columns = ["configuration", "prompts", "overall", *tags]
     columns += ["verifier score", "decodes", "seconds", "pictures"]
     judged = {key: found for key, found in summaries.items() if found is not None}
-    notes = ["Decodes and seconds are means of a picture."]
+    notes = [f"Decodes and seconds are means of a picture. {DECODES_ARE_COST}"]
     if judged:
         notes += [
             "Shares of right pictures, by the judge, with 95 % intervals (Wilson's, a prompt's "
             "seeds counted as alike as they are); overall is the mean of GenEval's six tasks.",
             *judge_notes(rows),
         ]
+    notes += [*read_otherwise(groups), *other_options(groups)]
     return Report(columns, table, notes, partial(draw, judged, tags) if judged else None)
+
+
+def read_otherwise(groups: Mapping[tuple[str, str], Sequence[Row]]) -> list[str]:
+    """For how many prompts a search was for other words than the prompt's own."""
+    said = []
+    for (split, method), group in groups.items():
+        prompts = {row["prompt"] for row in group}
+        if read := {row["prompt"] for row in group if "read_as" in row}:
+            said.append(f"{method} ({split}) {len(read)} of {len(prompts)}")
+    head = "Prompts that were searched for in the verifier's own words: "
+    return [f"{head}{', '.join(said)}."] if said else []
+
+
+def other_options(groups: Mapping[tuple[str, str], Sequence[Row]]) -> list[str]:
+    """What makes the other configurations of a split where it has a default: options that are not
+    the default's, from the rows' own settings."""
+    lines = []
+    for (split, method), group in groups.items():
+        usual = groups.get((split, "default"))
+        options = usual and options_from(usual[0]["settings"], group[0]["settings"])
+        if options:
+            lines.append(f"- {method} ({split}): `{options}`")
+    head = "Settings of the rows that are not those of the default's rows, as options:"
+    return [head, "\n".join(lines)] if lines else []
 
 
 def summary(rows: Sequence[Row]) -> Summary | None:

@@ -42,7 +42,16 @@ from .methods import (
     with_atlas,
     with_crossover,
 )
-from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, shown
+from .trials import (
+    DECODES_ARE_COST,
+    Setup,
+    Trials,
+    accuracy,
+    add_models,
+    average,
+    judge_notes,
+    shown,
+)
 
 QUESTION = __doc__.splitlines()[0]
 BUDGETS = (64, 256)
@@ -91,7 +100,7 @@ class Arms(Trials):
         pipeline = self.with_prior(RETRIEVAL)  # loaded before the clock starts, as for a search
         started = time.perf_counter()
         verifier, device = pipeline.verifier, pipeline.tokenizer.device
-        target = verifier.prepare(metadata["prompt"])
+        target = verifier.prepare(self.reading(metadata["prompt"]))
         score_embeddings = partial(verifier.score_embeddings, target=target)
         tokens = pipeline.prior.nearest(1, score_embeddings)  # [1, num_tokens]
         decoder = pipeline.tokenizer.for_seed(seed)
@@ -155,7 +164,8 @@ def report(rows: list[Row]) -> Report:
     columns = ["arm", "budget", "decodes", "seconds", "right", "verifier score"]
     columns += ["prompts", "pictures"]
     notes = [
-        "Decodes and seconds are means of a picture; seconds are what is waited for with the "
+        f"Decodes and seconds are means of a picture. {DECODES_ARE_COST} Seconds are what is "
+        "waited for with the "
         "models loaded: the prior's work for a prompt, the search, and the final picture, in one "
         "of as many processes beside each other as the last lines tell. AR: the autoregressive "
         "prior, trained on text. Right: by the judge; 95 % intervals.",

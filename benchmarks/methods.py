@@ -1,9 +1,11 @@
 """The searches that are compared at equal cost, as data: name -> settings for a budget of decodes.
 
 Prompt-blind baselines first, then SoTo's searches, then ours, each idea alone on the same plain
-beam and all of them together. All have the model's own number of tokens, one a step. A prior is
-taken as it is (λ = 1), so that only the search differs; `together`, like the default, has the
-model's own strength λ and weight w.
+beam and all of them together. All have the model's own number of tokens, one a step, and a beam and
+candidates that follow from the budget. A prior is taken as it is (λ = 1), so that only the search
+differs; `together` has the model's own strength λ and weight w. `default` has all settings of the
+model, its schedule too, but for beam and candidates; `default, own shape` has these as well: it is
+what `tfgen PROMPT --budget N` does.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def soto(budget: int, usual: Usual) -> Settings:
 
 
 def shape(budget: int, usual: Usual, steps: int | None = None) -> Settings:
-    """Half as many prefixes as candidates of each, as in the default.
+    """About half as many prefixes as candidates of each.
 
     steps: those that cost decodes, by default all.
     """
@@ -172,6 +174,7 @@ METHODS: dict[str, Method] = {
     "beam + refinement": Method(UNIFORM, lambda n, u: beam(n, u) | REFINE),
     "together": Method(RETRIEVAL, together),
     "default": Method(None, own, defaults=True),
+    "default, own shape": Method(None, lambda n, u: {}, defaults=True),
 }
 
 

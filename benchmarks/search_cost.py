@@ -12,12 +12,13 @@ have all rows in the file, so that methods and budgets can be added one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from tfgen import hub
 from tfgen.errors import unknown
+from tfgen.search import SearchSettings
 from tfgen.spriteeval import load
 from tfgen.spriteeval.files import take
 from tfgen.spriteeval.scoring import Share
@@ -25,6 +26,7 @@ from tfgen.spriteeval.scoring import Share
 from . import harness
 from .harness import Parser, Report, Row, current
 from .methods import METHODS, plan
+from .options import options_from
 from .trials import Setup, Trials, accuracy, add_models, average, judge_notes, shown
 
 QUESTION = __doc__.splitlines()[0]
@@ -75,21 +77,54 @@ def report(rows: list[Row]) -> Report:
                 f"{cost.value:,.0f}",
                 shown(right) if right else "",
                 shown(score),
+                size(group[0]["settings"].get("search", {})),
                 str(len({row["prompt"] for row in group})),
                 str(len(group)),
             ]
         )
-    columns = ["method", "budget", "cost", "right", "verifier score", "prompts", "pictures"]
+    columns = ["method", "budget", "cost", "right", "verifier score", "beam x candidates"]
+    columns += ["prompts", "pictures"]
     judged = any(right for curve in curves.values() for _, _, right, _ in curve)
     notes = [
         "Cost is in full decodes, a mean. Right: by the judge, the share of pictures of all eight "
         "tasks. 95 % intervals: Wilson's, a prompt's seeds counted as alike as they are, and for "
         "scores Student's over prompts, most of whose width is that prompts differ; all methods "
-        "have the same prompts.",
+        "have the same prompts. Beam x candidates: prefixes of a step and candidates of each; they "
+        "follow from the budget, but `default, own shape` has the model's own.",
         *(judge_notes(rows) if judged else []),
         *savings(groups),
+        *unlisted(groups),
     ]
     return Report(columns, table, notes, partial(draw, curves))
+
+
+def size(search: Mapping[str, Any]) -> str:
+    """Prefixes of a step and candidates of each; "" of a search that has none."""
+    if search.get("search") == "best-of-n":
+        return ""
+    usual = SearchSettings()
+    return " x ".join(str(search.get(n, getattr(usual, n))) for n in ("beam", "candidates"))
+
+
+def unlisted(groups: Mapping[tuple[str, int], Sequence[Row]]) -> list[str]:
+    """What makes the rows that no method of today makes, such as those of an earlier default: a
+    line for each, from its rows' own settings beside the default's at that budget."""
+    lines: dict[str, None] = {}
+    for (name, budget), group in sorted(groups.items()):
+        usual = groups.get(("default", budget))
+        if name not in METHODS and usual:
+            options = options_from(
+                usual[0]["settings"], group[0]["settings"], without=("beam", "candidates")
+            )
+            lines[f"- {name}: `{options}`"] = None
+    if not lines:
+        return []
+    head = (
+        "These are no methods of this benchmark. `python -m benchmarks.alignment --split "
+        f"{SPLIT} --budget N --beam B --candidates C` makes them, with the default's other "
+        "settings but for"
+    )
+    return [head, "\n".join(lines)]
 
 
 def savings(groups: dict[tuple[str, int], list[Row]], than: str = "SoTo beam") -> list[str]:

@@ -8,7 +8,7 @@ import time
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,15 @@ from tfgen.search import EmbeddingSource, SearchSettings
 from tfgen.search.plan import usable_neighbours
 from tfgen.spriteeval import Metadata
 from tfgen.spriteeval.scoring import Share, judge_picture, share
-from tfgen.verifiers.everyday import LEXICON
 
 from .harness import Row, Task
 from .workers import cores
 
 JUDGE_RESULTS = Path(__file__).parent / "results" / "judge.json"
+DECODES_ARE_COST = (
+    "Decodes are a search's cost in full ones: to the candidates that it decodes and scores, which "
+    "are the decodes that tfgen tells, it adds what re-encoding decodes for its encoder to read."
+)
 NOT_IN_KEY = frozenset({"batch_size"})  # settings on which no result depends
 
 
@@ -124,10 +127,12 @@ class Trials:
     def __call__(self, item: tuple[Task, Row | None]) -> dict[str, Any]:
         """The work of a harness: the values of a task's row."""
         task, row = item
-        if row is not None:
+        if row is not None and not self.misread(row):
             return self.judged_again(task, row)
         search, prior = task.settings["search"], task.settings["prior"]
-        return self.search(task.more["metadata"], task.seed, prior, search)
+        values = self.search(task.more["metadata"], task.seed, prior, search)
+        reading = self.reading(task.prompt)
+        return values if reading == task.prompt else values | {"read_as": reading}
 
     def maker(self, jobs: int) -> Callable[[], Trials]:
         """What makes the work of each process: these models, where it is this one."""
@@ -166,6 +171,7 @@ class Trials:
                 **({} if forecaster is None else {"forecaster": forecaster.fingerprint()}),
             },
             **({} if self.setup.guidance is None else {"guidance": self.setup.guidance}),
+            **({} if self.setup.engine == "auto" else {"engine": self.setup.engine}),
         }
 
     @cached_property
@@ -204,11 +210,6 @@ class Trials:
         **more: Any,
     ) -> list[Task]:
         """A task for each prompt and seed."""
-        verifier = self.pipeline.verifier
-        if not self.setup.verbatim and any(
-            verifier.reword(metadata["prompt"]).text != metadata["prompt"] for metadata in prompts
-        ):
-            settings = settings | {"lexicon": prints(lexicon=LEXICON.read_bytes())["lexicon"]}
         return [
             Task(
                 method,
@@ -283,9 +284,20 @@ class Trials:
         tokenizer = self.pipeline.tokenizer.for_seed(seed)
         return render(tokenizer, torch.tensor(tokens, dtype=torch.int64))
 
+    def reading(self, prompt: str) -> str:
+        """What a search for a prompt searches for: the prompt in the verifier's own words."""
+        return prompt if self.setup.verbatim else self.pipeline.verifier.reword(prompt).text
+
+    def misread(self, row: Row) -> bool:
+        """Whether a row's search was for another reading of its prompt than today's. A row tells
+        its reading ("read_as") where that is not the prompt itself."""
+        return bool(row.get("read_as", row["prompt"]) != self.reading(row["prompt"]))
+
     def stale(self, row: Row) -> bool:
-        """Whether a row's verdict is that of another judge, or there is none."""
-        return self.judge is not None and row.get("judge") != self.judge_print
+        """Whether a row is to be made anew: its prompt is read otherwise today, which means another
+        search, or its verdict is that of another judge, or there is none."""
+        judged = self.judge is None or row.get("judge") == self.judge_print
+        return self.misread(row) or not judged
 
     def judged_again(self, task: Task, row: Row) -> dict[str, Any]:
         """The values of a row whose verdict is stale: the picture is made again from its tokens."""
@@ -351,36 +363,6 @@ def folder_print(folder: Path) -> str:
         if path.suffix in (".safetensors", ".json"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def search_options(parser: ArgumentParser) -> None:
-    """An option for each setting of a search, so that none is ever missing here."""
-    group = parser.add_argument_group("search", "as in tfgen generate; left out: the model's own")
-    group.add_argument("--prior", help="what proposes tokens")
-    for setting in fields(SearchSettings):
-        name = "--" + setting.name.replace("_", "-")
-        if isinstance(setting.default, bool):
-            for option, value in ((name, True), (name.replace("--", "--no-"), False)):
-                group.add_argument(
-                    option, dest=f"set_{setting.name}", action="store_const", const=value
-                )
-        else:
-            group.add_argument(name, dest=f"set_{setting.name}", type=_value, metavar="X")
-
-
-def given(args: Namespace) -> dict[str, Any]:
-    """The settings that the options of `search_options` said."""
-    values = {f.name: getattr(args, f"set_{f.name}") for f in fields(SearchSettings)}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _value(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def accuracy(rows: Iterable[Row]) -> Share:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,9 @@ from PIL import Image
 import tfgen_cli
 from tests.toy_models import TOKENS
 from tests.toy_world import make_world, write_tokenizer, write_verifier
+from tfgen.atlas import Atlas
 from tfgen.judge import Detection, Seen
+from tfgen.pipeline import Pipeline
 
 SCRIPTS = ("gallery", "prefixes", "verifier")
 
@@ -133,6 +136,28 @@ def test_the_gallery_is_a_sheet_of_the_prompts_and_a_row_for_each(
         assert all(row["decodes"] == most for row in rows)
     with Image.open(sheet) as image:
         assert image.width == 2 * 24 + 3 * 8
+
+
+@pytest.mark.usefixtures("toy_weights")
+def test_best_of_n_gets_what_all_of_the_default_search_costs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gallery = import_module("benchmarks.gallery")
+    usual = {"beam": 2, "candidates": 3, "tokens": 4, "schedule": "geometric"}
+    # Three steps and five rounds of six, and two prefixes that are encoded again.
+    usual |= {"crossover": 5, "reencode": 2, "neighbours": 7}
+    pipeline = replace(Pipeline.load(device="cpu"), defaults=usual)
+    settings = gallery.method_settings(pipeline, "best-of-n")
+    assert settings["samples"] == 3 * 6 + 5 * 6 + 2 * 2  # the uniform prior has no neighbours
+    monkeypatch.setattr(Atlas, "find", lambda *_: object())
+    assert gallery.method_settings(pipeline, "best-of-n")["samples"] == settings["samples"] - 6
+    assert gallery.method_settings(pipeline, "random")["samples"] == 1
+
+
+def test_the_gallery_of_best_of_n_has_the_decodes_that_the_readme_tells() -> None:
+    most = import_module("benchmarks.gallery").most_decodes(Pipeline.load(device="cpu"))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"{most} decodes each" in readme
 
 
 @pytest.mark.usefixtures("toy_weights")

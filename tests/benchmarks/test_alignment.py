@@ -79,6 +79,27 @@ def test_configurations_are_compared(run: Callable) -> None:
     ]
 
 
+def test_other_configurations_tell_their_options(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "as options" not in run("--prompts", 1, "--name", "default")
+    monkeypatch.setattr(sys.modules[__name__], "SEARCH", ("--beam", "3", "--tokens", "2"))
+    out = run("--prompts", 1, "--name", "wide", "--prior-weight", 0.5)
+    assert "- wide (prompts.jsonl): `--beam 3 --candidates 32 --prior-weight 0.5`" in out
+
+
+def test_prompts_that_were_read_in_other_words_are_counted() -> None:
+    def row(prompt: str, **more: str) -> dict[str, Any]:
+        values = {"split": "s", "method": "m", "tag": "t", "settings": {}, "prompt": prompt}
+        return values | {"seed": 0, "cost": 1.0, "seconds": 1.0, "verifier_score": 1.0} | more
+
+    plain = alignment.report([row("a"), row("b")]).notes
+    told = alignment.report([row("a"), row("b", read_as="a bee")]).notes
+    assert set(told) - set(plain) == {
+        "Prompts that were searched for in the verifier's own words: m (s) 1 of 2."
+    }
+
+
 def test_more_prompts_and_seeds_add_to_what_is_there(run: Callable, tmp_path: Path) -> None:
     run("--prompts", 2)
     before = rows(tmp_path)

@@ -237,9 +237,44 @@ def test_without_sotos_beam_nothing_is_saved() -> None:
 def test_rows_of_older_weights_are_not_counted() -> None:
     old = row("beam", 64, "a", -9.0) | {"settings": {"budget": 64, "models": "old"}}
     found = report([old, row("beam", 64, "b", 1.0), row("beam", 64, "c", 3.0)])
-    ((name, budget, cost, right, score, prompts, pictures),) = found.table
+    ((name, budget, cost, right, score, _, prompts, pictures),) = found.table
     assert (name, budget, cost, prompts, pictures) == ("beam", "64", "64", "2", "2")
     assert score.startswith("2.00 [") and right.startswith("1.00 [")
+
+
+def test_the_size_of_a_step_is_told() -> None:
+    sizes = [{"beam": 1, "candidates": 3}, {"candidates": 2}, {"search": "best-of-n"}]
+    assert [search_cost.size(search) for search in sizes] == ["1 x 3", "16 x 2", ""]
+
+
+def test_rows_that_no_method_makes_tell_their_options() -> None:
+    def with_search(method: str, budget: int, **search: Any) -> Row:
+        settings = {"search": {"budget": budget, **search}}
+        return row(method, budget, "a", 1.0) | {"settings": settings}
+
+    rows = [
+        with_search("default", 64, schedule="geometric", beam=1, forecast_in="crossover"),
+        with_search("default", 256, schedule="geometric", beam=2, forecast_in="crossover"),
+        with_search("beam", 64, beam=1),
+    ]
+    assert not any("no methods" in note for note in report(rows).notes)
+    rows += [
+        with_search("earlier", 64, beam=1),
+        with_search("earlier", 256, beam=9),
+        with_search("in all", 64, schedule="geometric", beam=1),
+        with_search("in all", 1024, schedule="geometric", beam=1),  # beside no default
+    ]
+    head, lines = report(rows).notes[-2:]
+    assert "--split dev --budget N --beam B --candidates C" in head
+    assert lines.splitlines() == [
+        "- earlier: `--schedule one --forecast-in all`",
+        "- in all: `--forecast-in all`",
+    ]
+
+
+def test_the_default_in_its_own_shape_is_the_models_own() -> None:
+    method = METHODS["default, own shape"]
+    assert method.defaults and method.prior is None and method.settings(64, USUAL) == {}
 
 
 def test_savings_are_against_the_best_budget_not_the_largest() -> None:

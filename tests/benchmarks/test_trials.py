@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from argparse import ArgumentParser
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from benchmarks.trials import (
     accuracy,
     average,
     folder_print,
-    given,
-    search_options,
     shown,
 )
 from tests.benchmarks.conftest import PROMPTS
@@ -29,8 +26,8 @@ from tfgen.atlas import Atlas
 from tfgen.errors import InputError
 from tfgen.pipeline import Pipeline
 from tfgen.priors.frequency import FrequencyPrior
-from tfgen.search import SearchSettings
 from tfgen.spriteeval.scoring import Share, judge_picture, wilson
+from tfgen.verifiers.rewording import Reworded
 
 FOX, CAR = PROMPTS[:2]
 BEAM = {"beam": 2, "candidates": 3, "tokens": 3, "atlas": False}
@@ -178,6 +175,66 @@ def test_another_judge_judges_the_rows_that_are_there(
     assert not other.stale(work.row(again))
 
 
+def test_an_engine_that_is_not_auto_is_told(setup: Setup, trials: Trials) -> None:
+    assert "engine" not in trials.settings("uniform")  # as before it was told
+    eager = Trials(replace(setup, engine="eager")).settings("uniform")
+    assert eager == trials.settings("uniform") | {"engine": "eager"}
+
+
+def read_as(trials: Trials, monkeypatch: pytest.MonkeyPatch, **readings: str) -> None:
+    """The verifier says these prompts in other words."""
+    monkeypatch.setattr(
+        type(trials.pipeline.verifier),
+        "reword",
+        lambda _, prompt: Reworded(readings.get(prompt.split()[-1], prompt), prompt),
+    )
+
+
+def test_a_row_tells_how_its_prompt_was_read_if_otherwise(
+    trials: Trials, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = task(trials, FOX)
+    read_as(trials, monkeypatch, fox="a red fox")
+    assert task(trials, FOX) == plain  # how a prompt is read is none of its row's key
+    row = plain.row(trials((plain, None)))
+    assert row["read_as"] == "a red fox" and not trials.stale(row)
+    other = task(trials, CAR)
+    assert "read_as" not in trials((other, None))
+    verbatim = Trials(replace(setup, verbatim=True))
+    assert "read_as" not in verbatim((plain, None))
+    assert verbatim.stale(row)
+
+
+def test_a_prompt_that_is_read_otherwise_today_is_searched_for_again(
+    trials: Trials, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = [task(trials, metadata) for metadata in (FOX, CAR)]
+    before = [work.row(trials((work, None))) for work in works]
+    for today, stale in [("a red fox", True), ("a fox", False)]:
+        read_as(trials, monkeypatch, fox=today)
+        assert [trials.stale(row) for row in before] == [stale, False]
+    read_as(trials, monkeypatch, fox="a red fox")
+    unjudged = Trials(replace(setup, judge=None))
+    assert [unjudged.stale(row) for row in before] == [True, False]
+
+    searched: list[str] = []
+    generate = Pipeline.generate
+    monkeypatch.setattr(
+        Pipeline,
+        "generate",
+        lambda self, prompt, **more: searched.append(prompt) or generate(self, prompt, **more),
+    )
+    again = works[0].row(trials((works[0], before[0])))
+    assert searched == ["a fox"] and again["read_as"] == "a red fox"
+    assert not trials.stale(again)
+    read_as(trials, monkeypatch)  # and back: what a row told is not what is searched for now
+    assert trials.stale(again)
+    assert "read_as" not in trials((works[0], again))
+    assert searched == ["a fox"] * 2
+    trials((works[1], before[1] | {"judge": "another"}))  # only the judge is another
+    assert searched == ["a fox"] * 2
+
+
 def test_without_a_judge_there_are_no_verdicts(setup: Setup) -> None:
     trials = Trials(replace(setup, judge=None))
     work = task(trials, FOX)
@@ -209,27 +266,6 @@ def test_a_search_that_ctrl_c_ended_early_is_no_row(
     with pytest.raises(KeyboardInterrupt):
         trials((task(trials, FOX), None))
     assert len(scored) == 2
-
-
-# Options
-
-
-def test_every_setting_of_a_search_is_an_option() -> None:
-    parser = ArgumentParser()
-    search_options(parser)
-    told = parser.format_help()
-    for setting in fields(SearchSettings):
-        assert f"--{setting.name.replace('_', '-')}" in told
-    args = parser.parse_args(
-        ["--beam", "4", "--prior-strength", "0.5", "--schedule", "1,2,4", "--no-atlas", "--screen"]
-    )
-    assert given(args) == {
-        "beam": 4,
-        "prior_strength": 0.5,
-        "schedule": "1,2,4",
-        "atlas": False,
-        "screen": True,
-    }
 
 
 # Numbers
