@@ -12,6 +12,7 @@ numbers only. Every option of a search can be given. The table has all configura
 
 from __future__ import annotations
 
+import hashlib
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -53,7 +54,7 @@ def main() -> None:
     tasks = trials.tasks(
         args.name or label(args),
         trials.settings(args.prior, **given(args)),
-        args.prompt_file.name if args.prompt_file else args.split,
+        named(args.prompt_file) if args.prompt_file else args.split,
         prompts,
         args.seeds,
     )
@@ -61,6 +62,12 @@ def main() -> None:
     rows = harness.run("alignment", QUESTION, args, tasks, make, report, trials.stale)
     if args.pictures:
         write_pictures(args.pictures, trials, tasks, rows)
+
+
+def named(file: Path) -> str:
+    """The name of a prompt file, with a hash of what it holds: the prompts of two files of one name
+    are two sets."""
+    return f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:6]}"
 
 
 def label(args: Namespace) -> str:

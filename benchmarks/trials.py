@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from tfgen import hub
+from tfgen.ablation import unknown_to
 from tfgen.atlas import Atlas
 from tfgen.cache import EmbeddingCache, rounding
 from tfgen.decoding.engine import ENGINES
@@ -305,18 +306,16 @@ class Trials:
         return values | self.judged(row["tokens"], task.more["metadata"], task.seed)
 
     def check(self, prompts: Iterable[Metadata]) -> None:
-        """Raise InputError on prompts with objects that the judge cannot see."""
+        """Raise InputError on prompts with objects, colours or places that the judge cannot see."""
         if self.judge is None:
             return
-        known = {spec["name"] for spec in self.judge.words.objects}
         for metadata in prompts:
-            for thing in [*metadata["include"], *metadata.get("exclude", [])]:
-                if thing["class"] not in known:
-                    raise InputError(
-                        f"The judge does not know {thing['class']!r}, of the prompt "
-                        f"{metadata['prompt']!r}: use --no-judge --pictures DIR, and score the "
-                        "pictures with GenEval's own evaluator."
-                    )
+            if unknown := unknown_to(self.judge, metadata):
+                raise InputError(
+                    f"The judge does not know {', '.join(map(repr, unknown))}, of the prompt "
+                    f"{metadata['prompt']!r}: use --no-judge --pictures DIR, and score the "
+                    "pictures with GenEval's own evaluator."
+                )
 
     def with_prior(self, name: str | None) -> Pipeline:
         """The pipeline with another prior; None: the model's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_the_table_has_a_column_for_each_task(run: Callable, tmp_path: Path) -> 
         *("configuration", "prompts", "overall", "single_object", "counting", "colors"),
     ]
     assert line["configuration"] == f"{OPTIONS} model=model verifier=verifier"
-    assert line["prompts"] == "prompts.jsonl"
+    assert re.fullmatch(r"prompts.jsonl [0-9a-f]{6}", line["prompts"])
     assert line["overall"] == ""  # of six tasks, of which these are three
     assert line["pictures"] == "8" == str(len(rows(tmp_path)))
     found = [row["correct"] for row in rows(tmp_path) if row["tag"] == "single_object"]
@@ -85,7 +86,20 @@ def test_other_configurations_tell_their_options(
     assert "as options" not in run("--prompts", 1, "--name", "default")
     monkeypatch.setattr(sys.modules[__name__], "SEARCH", ("--beam", "3", "--tokens", "2"))
     out = run("--prompts", 1, "--name", "wide", "--prior-weight", 0.5)
-    assert "- wide (prompts.jsonl): `--beam 3 --candidates 32 --prior-weight 0.5`" in out
+    assert re.search(
+        r"- wide \(prompts.jsonl \w+\): `--beam 3 --candidates 32 --prior-weight 0.5`", out
+    )
+
+
+def test_prompt_files_of_one_name_do_not_mix(
+    run: Callable, toys: dict[str, Path], tmp_path: Path
+) -> None:
+    for number, line in enumerate(toys["prompts"].read_text().splitlines()[:2]):
+        path = tmp_path / str(number) / "prompts.jsonl"
+        path.parent.mkdir()
+        path.write_text(line + "\n")
+        out = run("--prompt-file", path)
+    assert [line["pictures"] for line in cells(out)] == ["1", "1"]
 
 
 def test_prompts_that_were_read_in_other_words_are_counted() -> None:
@@ -170,6 +184,10 @@ def test_a_prompt_file_with_unknown_objects_is_refused(
     bench = {"tag": "single_object", "include": [{"class": "bench", "count": 1}]}
     path.write_text(json.dumps(bench | {"prompt": "a photo of a bench"}) + "\n")
     with pytest.raises(InputError, match="does not know 'bench'"):
+        run("--prompt-file", path)
+    fox = {"tag": "colors", "include": [{"class": "fox", "count": 1, "color": "crimson"}]}
+    path.write_text(json.dumps(fox | {"background": "moon", "prompt": "a crimson fox"}) + "\n")
+    with pytest.raises(InputError, match="does not know 'crimson', 'moon'"):
         run("--prompt-file", path)
 
 
