@@ -24,7 +24,7 @@ from tfgen.pipeline import Pipeline
 from tfgen.search.screening import rank_correlation
 from tfgen.spriteeval import load
 from tfgen.spriteeval.files import take
-from tfgen.training.forecast import PART, draw
+from tfgen.training.forecast import PART, draw, for_prefixes
 
 from . import harness
 
@@ -74,7 +74,7 @@ def measure(
     tokens = torch.cat([draw(scenes, length, generator)[0] for _ in range(parts)])[:, :length]
     tokens = tokens.unique(dim=0)
     tokens = tokens[torch.randperm(len(tokens), generator=generator)]
-    engine = pipeline.engine(pipeline.tokenizer, verifier)
+    engine = for_prefixes(pipeline.engine(pipeline.tokenizer, verifier))
     decoding, seen = timed(lambda: engine.embed_prefixes(tokens))
     foretelling, foretold = timed(lambda: forecaster.embed(tokens))
     error = (foretold.cpu() - seen.cpu()).square().sum(dim=1).mean()

@@ -10,11 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from tfgen.errors import TfgenError
 
 LARGE = 60_000
 """Matrices and convolutions of at least this many weights are stored as int8, unless another size
@@ -63,9 +67,31 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def write_tensors(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """A safetensors file with the permissions of any new file."""
+    """A safetensors file with the permissions of any new file. Raises OSError or SafetensorError
+    where it cannot be written."""
     save_file(dict(tensors), path, metadata)
     as_any_new_file(path)
+
+
+def write_whole(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """The same, of a file that appears whole or not at all. Raises TfgenError where it cannot be
+    written."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(tensors, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TfgenError(
+            f"Could not write {str(path)!r} ({reason}): make room there, and begin again where "
+            "this stopped."
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def as_any_new_file(path: str | Path) -> None:

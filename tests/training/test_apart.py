@@ -17,9 +17,11 @@ from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_reading import Reading
 from tfgen.training import apart, tokenizer
+from tfgen.training.ahead import ahead
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import TimeUp, load_config
+from tfgen.training.commands import load_config
+from tfgen.training.common import TimeUp
 from tfgen.training.world import World
 from tfgen.training.writing import tokens_of
 
@@ -69,7 +71,7 @@ def test_a_part_learns_and_leaves_the_others(
     world: World, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = apart.Apart(CONFIG, "cpu", world)
-    module, loss_of, _ = trained.work()[part]
+    module, draw, loss_of, _ = trained.work()[part]
     few = world.sample(16, torch.Generator().manual_seed(0))
     monkeypatch.setattr(world, "sample", lambda *_: few)
     model = trained.model
@@ -84,7 +86,7 @@ def test_a_part_learns_and_leaves_the_others(
     optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
     seen = []
     for _ in range(60):
-        loss, _ = loss_of(16, torch.Generator().manual_seed(2))
+        loss, _ = loss_of(draw(16, torch.Generator().manual_seed(2)))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -116,7 +118,7 @@ def test_the_encoder_comes_to_write_what_the_scribe_writes(
     before = agree()
     optimiser = torch.optim.Adam(trained.encoder().parameters(), lr=1e-3)
     for _ in range(300):
-        loss, _ = trained.look(16, torch.Generator())
+        loss, _ = trained.look(trained.draw_scenes(16, torch.Generator()))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -243,3 +245,29 @@ def test_it_is_measured_and_the_tokenizer_goes_on_from_it(world: World, tmp_path
     config |= {"model": CONFIG["model"], "start": str(tmp_path / "export")}
     further = tokenizer.train(config, tmp_path / "further", "cpu", world, until=1)
     assert difference(weights(further.model), weights(trained.model)) < 2e-3  # float16 between
+
+
+@pytest.mark.usefixtures("unjudged")
+@pytest.mark.parametrize("part", PARTS)
+def test_batches_drawn_ahead_by_other_processes_are_the_same(world: World, part: str) -> None:
+    draw = apart.Apart(CONFIG, "cpu", world).work()[part][1]
+
+    def drawn(step: int) -> apart.Drawn:
+        return draw(24, torch.Generator().manual_seed(step))
+
+    here, there = (list(ahead(drawn, range(2, 6), 6, workers)) for workers in (0, 2))
+    for (step, mine), (same, theirs) in zip(here, there, strict=True):
+        assert step == same and len(mine) == len(theirs)
+        assert all((a == b).all() for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_parts_learn_the_same_from_what_is_drawn_ahead(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = apart.train(CONFIG, tmp_path / "alone", "cpu", world, until=2)
+    asked = []
+    monkeypatch.setattr(apart, "workers_beside", lambda device: asked.append(device) or 2)
+    helped = apart.train(CONFIG, tmp_path / "helped", "cpu", world, until=2)
+    assert asked == ["cpu"] * 4
+    assert difference(weights(alone.model), weights(helped.model)) == 0

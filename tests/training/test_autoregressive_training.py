@@ -18,7 +18,7 @@ from tfgen.priors.autoregressive import AutoregressivePrior
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.training import autoregressive
 from tfgen.training.captions import Captioner
-from tfgen.training.common import load_config
+from tfgen.training.commands import load_config
 from tfgen.training.world import World
 from tfgen.verifiers.words import PAD, START, UNKNOWN, WordTokenizer
 

@@ -21,7 +21,7 @@ from tfgen.errors import InputError
 from tfgen.pipeline import Pipeline
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_model import Layered
-from tfgen.training import clip, clip_batches, found
+from tfgen.training import bank, clip, clip_batches, found
 from tfgen.training.captions import Captioner, Emphasis, fits
 from tfgen.training.clip_batches import Batch
 from tfgen.training.colours import COLOURS
@@ -29,6 +29,7 @@ from tfgen.training.found import Found, find, search_for
 from tfgen.training.lessons import WRONG, Lessons
 from tfgen.training.negatives import Negatives
 from tfgen.training.reading import CLEAR, SPOILT, Reader, Reading
+from tfgen.training.stopping import Timer
 from tfgen.training.world import LAYOUT_INDEX, Scenes, World
 
 RED, BLUE = COLOURS.index("red"), COLOURS.index("blue")
@@ -202,6 +203,35 @@ def test_a_run_that_was_stopped_goes_on(
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found pictures"):
         Found.open(tmp_path / "none")
+
+
+def test_a_bank_that_is_there_is_not_built_again(
+    world: World, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of the stage `found` asks for it."""
+    path, encoded = tmp_path / "bank.safetensors", []
+    encode = bank.tokens_of
+
+    def noted(*asked: object) -> Tensor:
+        encoded.append(1)
+        return encode(*asked)
+
+    monkeypatch.setattr(bank, "has_scribe", lambda *_: True)
+    monkeypatch.setattr(bank, "tokens_of", noted)
+
+    def build(scenes: int) -> None:
+        models = pipeline.tokenizer, pipeline.verifier
+        built = bank.build(world, *models, scenes, path, "toy", Timer(None))
+        assert len(built) == scenes
+
+    build(200)
+    build(200)
+    assert len(encoded) == 2
+    build(300)
+    assert len(encoded) == 5
+    path.write_bytes(b"junk")
+    build(300)
+    assert len(encoded) == 8
 
 
 # ---- lessons

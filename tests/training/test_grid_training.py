@@ -14,7 +14,7 @@ from tfgen.errors import InputError
 from tfgen.tokenizers.grid import GridTokenizer
 from tfgen.tokenizers.grid_model import GridConfig
 from tfgen.training import grid
-from tfgen.training.common import load_config
+from tfgen.training.commands import load_config
 from tfgen.training.tokenizer import psnr
 from tfgen.training.world import LAYOUT_INDEX, World
 

@@ -26,7 +26,7 @@ from tfgen.judge_model import Answers, JudgeModel, cell_centres
 from tfgen.training import judge, judge_scenes
 from tfgen.training.ahead import ahead
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import load_config
+from tfgen.training.commands import load_config
 from tfgen.training.judge_scenes import (
     MAX_PLACED,
     MIXED,

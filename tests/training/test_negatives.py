@@ -36,6 +36,9 @@ def test_negatives_are_decoded_prefixes_of_all_three_sorts() -> None:
     assert negatives.draw(9, true, generator).shape == (6, 3, 64, 64)  # nothing was found yet
     negatives.add([torch.tensor([i, i, i]) for i in range(5)])
     assert len(negatives.pool) == 3
+    again = Negatives(negatives.tokenizer, pool=3)
+    again.restore(negatives.state())
+    assert [t.tolist() for t in again.pool] == [t.tolist() for t in negatives.pool]
     images = negatives.draw(9, true, generator)
     assert images.shape == (9, 3, 64, 64)
     found = negatives.tokenizer.decode(torch.tensor([[i, i, i] for i in (2, 3, 4)]))

@@ -15,7 +15,7 @@ from tests.toy_world import make_world, write_tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import renderer
 from tfgen.training.backgrounds import BACKGROUNDS
-from tfgen.training.common import load_config
+from tfgen.training.commands import load_config
 from tfgen.training.world import World
 
 CONFIG = {

@@ -19,7 +19,8 @@ from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.training import clip, clip_batches, clip_model, groups, tokenizer
 from tfgen.training.captions import Captioner, fits
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import cache_folder, learning_rate, load_config
+from tfgen.training.commands import load_config
+from tfgen.training.common import cache_folder, learning_rate
 from tfgen.training.negatives import embed
 from tfgen.training.world import LAYOUT_INDEX, MAX_OBJECTS, Scenes, World
 from tfgen.verifiers.clip import ClipVerifier
@@ -185,6 +186,17 @@ def test_a_verifier_that_resumes_is_the_one_that_never_stopped(
     whole, _ = clip.train(CLIP, tmp_path / "whole", "cpu", world, until=4)
     clip.train(CLIP, tmp_path / "parts", "cpu", world, until=2)
     parts, _ = clip.train(CLIP, tmp_path / "parts", "cpu", world, until=4)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    assert apart(weights(parts), weights(whole)) < 1e-5
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_a_verifier_that_resumes_goes_on_with_what_it_mined(world: World, tmp_path: Path) -> None:
+    decoder = SpritesTokenizer(tokenizer_model(64))
+    config = CLIP | {"mine_every": 1, "negatives": 6}
+    whole, _ = clip.train(config, tmp_path / "whole", "cpu", world, decoder, until=3)
+    for until in (1, 2, 3):
+        parts, _ = clip.train(config, tmp_path / "parts", "cpu", world, decoder, until=until)
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
     assert apart(weights(parts), weights(whole)) < 1e-5
 
@@ -447,7 +459,7 @@ def test_configs_have_the_settings_that_the_scripts_read(name: str) -> None:
     assert (config["steps"], config["tier"]) == (7, "full")
     toy = TOKENIZER if "model" in config else CLIP
     assert set(config) == {*toy, "tier"}
-    with pytest.raises(SystemExit, match="stepz"):
+    with pytest.raises(InputError, match="no setting 'stepz'; did you mean 'steps'"):
         load_config(CONFIGS / name, ["stepz=7"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -56,6 +57,8 @@ _draw: Callable[[int], object]  # of a process of `ahead`
 
 def _drawing(draw: Callable[[int], object]) -> None:
     global _draw
+    for number in (signal.SIGINT, signal.SIGTERM):  # they end with the process they draw for
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     _draw = draw
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,10 +34,13 @@ from tfgen import hub
 from tfgen.errors import InputError
 from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.sprites_model import Painter, SpritesConfig, SpritesModel
+from tfgen.training.ahead import ahead, workers_beside
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import TimeUp, Training, learning_rate
-from tfgen.training.grafts import graft
+from tfgen.training.common import Training, learning_rate
+from tfgen.training.grafts import Grafts, graft
+from tfgen.training.settings import APART
+from tfgen.training.stopping import TimeUp
 from tfgen.training.tokenizer import (
     HELD_OUT_SEED,
     TokenizerTrainer,
@@ -46,11 +50,14 @@ from tfgen.training.tokenizer import (
     export,
     sizes_in,
 )
-from tfgen.training.world import MAX_OBJECTS, Scenes, World
+from tfgen.training.world import MAX_OBJECTS, Scenes, World, shares_in
 from tfgen.training.writing import dictated
 
 PARTS = ("painters", "codes", "decoder", "encoder")
-Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Drawn = list[np.ndarray]
+"""What a step's random numbers give, on the CPU: see `ahead`."""
+Draw = Callable[[int, torch.Generator], Drawn]
+Loss = Callable[[Drawn], tuple[Tensor, dict[str, Tensor]]]
 Measure = Callable[[], dict[str, Any]]
 CODE_LENGTHS = (4, 8, 16)
 """Prefix lengths that codes are measured at."""
@@ -111,9 +118,10 @@ class Apart:
 
     def __init__(self, config: dict[str, Any], device: str, world: World | None = None):
         cfg = sizes_in(config, SpritesConfig)
-        free = config.get("free", 0.0)
         self.config, self.cfg, self.device = config, cfg, device
-        self.world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
+        if world is None:
+            world = World(config["tier"], (cfg.image_size,), device=device, **shares_in(config))
+        self.world = world
         torch.manual_seed(config["seed"])
         kinds, variants = self.world.num_objects, self.world.variants
         holds = {"kinds": kinds, "colours": len(COLOURS), "grounds": len(BACKGROUNDS) * variants}
@@ -123,8 +131,9 @@ class Apart:
                 f'The config\'s "model" does not fit its world: it needs {wanted}, and "scribe", '
                 "the width of the network that writes the codes."
             )
-        trainer = TokenizerTrainer(cfg, kinds, config["attribute_weight"]).to(device)
-        self.trainer = trainer.to(memory_format=torch.channels_last)
+        trainer = TokenizerTrainer(cfg, kinds, config["attribute_weight"])
+        self._length_shares = trainer.length_weights.clone()  # on the CPU, where scenes are drawn
+        self.trainer = trainer.to(device).to(memory_format=torch.channels_last)
         if config.get("start"):
             self._begin_with(config["start"])
         self.described = Descriptions(kinds, variants, cfg.latent).to(device)
@@ -154,14 +163,30 @@ class Apart:
                     f'({part}): give the config its sizes, or take out the config\'s "start".'
                 ) from None
 
-    def work(self) -> dict[str, tuple[nn.Module, Loss, Measure]]:
-        """By part, in order: what learns, the loss of a batch of given size, and its measures."""
+    def work(self) -> dict[str, tuple[nn.Module, Draw, Loss, Measure]]:
+        """By part, in order: what learns, what draws a batch of given size, its loss, and its
+        measures."""
         return {
-            "painters": (self.painters(), self.paint, self.painted),
-            "codes": (self.codes(), self.tell, self.told),
-            "decoder": (self.decoder(), self.tell_and_paint, self.told),
-            "encoder": (self.encoder(), self.look, self.looked),
+            "painters": (self.painters(), self.pick, self.paint, self.painted),
+            "codes": (self.codes(), self.draw_told, self.tell, self.told),
+            "decoder": (self.decoder(), self.draw_told, self.tell_and_paint, self.told),
+            "encoder": (self.encoder(), self.draw_scenes, self.look, self.looked),
         }
+
+    def draw_scenes(self, n: int, generator: torch.Generator) -> Drawn:
+        """n random scenes."""
+        return self.world.on_cpu().sample(n, generator).arrays()
+
+    def draw_told(self, n: int, generator: torch.Generator) -> Drawn:
+        """n random scenes, the lengths of their prefixes Int64[n], grafts between them, and which
+        of their objects are to be painted, Int64[n / 8]."""
+        scenes = self.world.on_cpu().sample(n, generator)
+        lengths = 1 + torch.multinomial(self._length_shares, n, True, generator=generator)
+        grafts = graft(scenes, self.config["grafts"], generator)
+        lengths = grafts.long_enough(lengths)
+        objects = int(scenes.counts.sum())
+        some = torch.randperm(objects, generator=generator)[: -(-n // 8)]
+        return [*scenes.arrays(), *(t.numpy() for t in (lengths, grafts.donor, grafts.cut, some))]
 
     # ---- 1. painters
 
@@ -169,18 +194,21 @@ class Apart:
         """Tables and painters."""
         return nn.ModuleList([self.described, self.model.object, self.model.background])
 
-    def paint(self, n: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss on n random objects and an eighth as many backgrounds."""
-        world, device = self.world, self.device
-        objects = torch.randint(world.num_objects, (n,), generator=generator).to(device)
-        colours = torch.randint(len(COLOURS), (n,), generator=generator).to(device)
-        colours = colours * (torch.rand(n, generator=generator) > 0.2).to(device)  # more natural
+    def pick(self, n: int, generator: torch.Generator) -> Drawn:
+        """n random objects, their colours, and an eighth as many backgrounds."""
+        objects = torch.randint(self.world.num_objects, (n,), generator=generator)
+        colours = torch.randint(len(COLOURS), (n,), generator=generator)
+        colours = colours * (torch.rand(n, generator=generator) > 0.2)  # more natural
+        grounds = torch.randint(self.cfg.grounds, (max(1, n // 8),), generator=generator)
+        return [objects.numpy(), colours.numpy(), grounds.numpy()]
+
+    def paint(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on what was picked."""
+        objects, colours, grounds = (torch.from_numpy(a).to(self.device) for a in drawn)
         true = self._canvases(objects, colours)
         canvases = self.model.canvases(self.described.of_objects(objects, colours))
-        few = max(1, n // 8)
-        grounds = torch.randint(self.cfg.grounds, (few,), generator=generator).to(device)
         painted = self.model.background(self.described.ground(grounds))
-        bank = world.background_bank(self.cfg.image_size).flatten(0, 1)
+        bank = self.world.background_bank(self.cfg.image_size).flatten(0, 1)
         truth = bank[grounds].float() / 255
         parts = {
             "canvas": canvas_loss(canvases, true),
@@ -196,7 +224,7 @@ class Apart:
     def painted(self) -> dict[str, float]:
         """The loss on the same objects and backgrounds each time; the painters know all of them."""
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-        _, parts = self.paint(512, generator)
+        _, parts = self.paint(self.pick(512, generator))
         return {k: round(v.item(), 4) for k, v in parts.items()}
 
     # ---- 2. codes
@@ -226,17 +254,13 @@ class Apart:
         middle = (fsq.to_codes(tokens) + 1) / 2 * (levels - 1) + 0.5
         return ((torch.tanh(said.float()) + 1) / 2 * levels - middle).square().mean()
 
-    def tell(
-        self, n: int, generator: torch.Generator, paint: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what prefixes of the codes of n random scenes say, and with `paint`, of what
-        some of them show."""
+    def tell(self, drawn: Drawn, paint: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what prefixes of the codes of scenes say, and with `paint`, of what some of
+        them show."""
         trainer, model = self.trainer, self.model
-        scenes = self.world.sample(n, generator)
-        shares = trainer.length_weights.cpu()
-        lengths = 1 + torch.multinomial(shares, n, True, generator=generator)
-        grafts = graft(scenes, self.config["grafts"], generator)
-        lengths = grafts.long_enough(lengths).to(self.device)
+        scenes = Scenes.of_arrays(drawn[:-4]).to(self.device)
+        lengths, donor, cut, some = (torch.from_numpy(a).to(self.device) for a in drawn[-4:])
+        grafts = Grafts(donor, cut)
         said = self.said(scenes)
         codes = grafts.codes(trainer.fsq.quantise(said))
         first = self.off(said[:, 0], first_token(scenes, trainer.fsq, self.world.variants))
@@ -260,10 +284,9 @@ class Apart:
         attributes = trainer.said(trunk, slots, scenes)
         attributes["variant"] = F.cross_entropy(self.read_ground(trunk).float(), grounds)
         if paint:  # a few of them
-            some = torch.randperm(len(slots), generator=generator)[: -(-n // 8)]
             canvases = model.canvases(slots[some])
             true = self._canvases(scenes.objects[present][some], scenes.colours[present][some])
-            few = slice(-(-n // 24))
+            few = slice(-(-len(scenes) // 24))
             painted = torch.sigmoid(model.background(model.to_background(trunk[few])).float())
             shown = self.world.backgrounds(scenes[few], self.cfg.image_size)
             parts["canvas"] = 4 * canvas_loss(canvases, true)
@@ -271,13 +294,11 @@ class Apart:
         loss = sum(parts.values()) + trainer.attribute_weight * sum(attributes.values())
         return loss, parts | attributes
 
-    def tell_and_paint(
-        self, n: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def tell_and_paint(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         """The same with codes that stay as they are, and with the loss of what the painters make of
         it: what they cannot tell apart need not be told, and they learn to read what they are told.
         """
-        return self.tell(n, generator, paint=True)
+        return self.tell(drawn, paint=True)
 
     @torch.no_grad()
     def told(self) -> dict[str, float]:
@@ -317,9 +338,9 @@ class Apart:
         encoder = self.model.encoder
         return nn.ModuleList([encoder.convs, encoder.head, encoder.reader])
 
-    def look(self, n: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what the encoder reads in n random scenes' pictures."""
-        scenes = self.world.sample(n, generator)
+    def look(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what the encoder reads in pictures of scenes."""
+        scenes = Scenes.of_arrays(drawn).to(self.device)
         images = self.world.render(scenes, self.cfg.image_size).images
         parts = self.trainer.seen(self.model.encoder.describe(images), scenes)
         return sum(parts.values()), parts
@@ -365,17 +386,20 @@ def _learn(
     until: int | None,
     deadline: float | None,
 ) -> None:
-    module, loss_of, measure = apart.work()[part]
+    module, draw, loss_of, measure = apart.work()[part]
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     training = Training(module, optimiser, config, folder, until, deadline)
     device = torch.device(apart.device).type
-    for step in training:
+
+    def drawn_for(step: int) -> Drawn:
         seed = (config["seed"] * 10 + number) * 1_000_003 + step
-        generator = torch.Generator().manual_seed(seed)
+        return draw(config["batch"], torch.Generator().manual_seed(seed))
+
+    for step, drawn in ahead(drawn_for, training, training.last, workers_beside(device)):
         with torch.autocast(device, torch.bfloat16, enabled=config["bf16"]):
-            loss, parts = loss_of(config["batch"], generator)
+            loss, parts = loss_of(drawn)
         training.learn(loss, parts, learning_rate(step, config["steps"], config["peak_lr"]))
         if training.is_milestone:
             now = {k: v.clone() for k, v in module.state_dict().items()}
@@ -386,7 +410,7 @@ def _learn(
 
 
 def main() -> None:
-    command(__doc__, "apart_full", train, export)
+    command(__doc__, "apart_full", APART, train, export)
 
 
 if __name__ == "__main__":

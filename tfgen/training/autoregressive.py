@@ -22,16 +22,11 @@ from tfgen.priors.autoregressive import FILE_NAME, AutoregressivePrior
 from tfgen.priors.autoregressive_model import AutoregressiveConfig, AutoregressiveModel, inputs
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.training.captions import Captioner
-from tfgen.training.common import (
-    Training,
-    arguments,
-    cache_folder,
-    deadline_in,
-    learning_rate,
-    load_config,
-)
+from tfgen.training.commands import arguments, command_line, deadline_in, load_config, parsed
+from tfgen.training.common import Training, cache_folder, learning_rate
+from tfgen.training.settings import AUTOREGRESSIVE
 from tfgen.training.tokenizer import HELD_OUT_SEED
-from tfgen.training.world import World
+from tfgen.training.world import World, shares_in
 from tfgen.training.writing import tokens_of
 from tfgen.verifiers.words import PAD, START, UNKNOWN, WordTokenizer
 
@@ -148,6 +143,7 @@ def train(
     return AutoregressivePrior(model, words, (SCALES, expected), config["guidance"], metadata)
 
 
+@command_line
 def main() -> None:
     parser = arguments(__doc__, "")  # no one name: each tokenizer's prior is a run of its own
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
@@ -157,11 +153,11 @@ def main() -> None:
         default=WEIGHTS / DEFAULT_VERIFIER / "vocabulary.json",
         help="the words to read (default: those of the packaged verifier)",
     )
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    args = parsed(parser)
+    config = load_config(args.config, args.overrides, AUTOREGRESSIVE)
     tokenizer = load_tokenizer(str(args.tokenizer), torch.device(args.device))
     words = WordTokenizer.load(args.vocabulary)
-    shares = {name: config[name] for name in ("free", "pairs") if name in config}
+    shares = shares_in(config) | {"pairs": config.get("pairs", 0.0)}
     world = World(config["tier"], (tokenizer.image_size,), device=args.device, **shares)
     run = args.run or f"autoregressive_{args.tokenizer.resolve().name}"
     folder, deadline = cache_folder() / "runs" / run, deadline_in(args.minutes)

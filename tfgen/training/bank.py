@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tfgen.errors import InputError
 from tfgen.priors.bank import FILE_NAME, Bank
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training.common import world_arguments
+from tfgen.training.commands import command_line, parsed, world_arguments
 from tfgen.training.world import Scenes, World
 from tfgen.training.writing import has_scribe, tokens_of
 from tfgen.verifiers.clip import ClipVerifier
@@ -29,6 +31,7 @@ PAIRS = 0.5
 """The share of coloured pairs, see World: without it, one scene in fourteen would be one."""
 
 
+@command_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
@@ -40,7 +43,7 @@ def main() -> None:
         "--output", type=Path, help=f"default: {FILE_NAME} in the tokenizer's folder"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parsed(parser)
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device)
     verifier = ClipVerifier.load(args.verifier, args.device)
     shares = {"free": args.free, "pairs": args.pairs}
@@ -70,7 +73,8 @@ def build(
     progress: Callable[[int, int], None],
 ) -> Bank:
     """The bank of so many scenes, rounded up to BATCHes, as the world draws them, written to
-    `path`. progress: called with the parts done and all parts, once a part is saved."""
+    `path`; one of these models and scenes that is there already stays. progress: called with the
+    parts done and all parts, once a part is saved."""
 
     def pictures(part: int) -> Tensor:
         return world.render(scenes_of(world, part), tokenizer.image_size).images
@@ -82,10 +86,22 @@ def build(
     source = {"world": tier, "seed": SEED, "scenes": parts * BATCH, "pairs": world.pairs}
     if world.free:
         source["free"] = world.free
+    models = {"tokenizer": tokenizer.fingerprint(), "verifier": verifier.fingerprint()}
+    if is_there(path, models, source):
+        return Bank.open(path)
     known = tokens if has_scribe(tokenizer, world) else None
     return Bank.build(
         pictures, parts, tokenizer, verifier, path, source=source, tokens=known, progress=progress
     )
+
+
+def is_there(path: Path, models: dict[str, str], source: dict[str, Any]) -> bool:
+    """Whether there is a sound bank of these models and scenes."""
+    try:
+        header = Bank.open(path).header
+    except InputError:
+        return False
+    return header.get("models") == models and header.get("source") == source
 
 
 def scenes_of(world: World, part: int, seed: int = SEED) -> Scenes:

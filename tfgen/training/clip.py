@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tfgen import hub
 from tfgen.errors import InputError
 from tfgen.hub import load_weights, read_safetensors
-from tfgen.packing import pack, unpack, write_tensors
+from tfgen.packing import pack, unpack, write_whole
 from tfgen.tokenizers.sprites import SpritesTokenizer
 from tfgen.tokenizers.sprites_reading import Holds
 from tfgen.training.ahead import workers_beside
@@ -47,21 +47,20 @@ from tfgen.training.captions import (
 from tfgen.training.clip_batches import NOTHING, Batches
 from tfgen.training.clip_model import CONTEXT_LENGTH, ClipTrainer, model_config
 from tfgen.training.colours import COLOURS
+from tfgen.training.commands import arguments, command_line, deadline_in, load_config, parsed
 from tfgen.training.common import (
     HEADS_ALONE,
     Training,
-    arguments,
     cache_folder,
-    deadline_in,
     learning_rate,
     load_checkpoint,
-    load_config,
 )
 from tfgen.training.found import Found
 from tfgen.training.named import RENEWED, Named
 from tfgen.training.negatives import embed
+from tfgen.training.settings import CLIP, CLIP_DECODED
 from tfgen.training.tokenizer import HELD_OUT_SEED
-from tfgen.training.world import MAX_OBJECTS, Scenes, World
+from tfgen.training.world import MAX_OBJECTS, Scenes, World, shares_in
 from tfgen.training.writing import tokens_of
 from tfgen.verifiers.clip import CONFIG_FILE, WEIGHTS_FILE
 from tfgen.verifiers.contrast import ContrastWords
@@ -188,6 +187,7 @@ def evaluate(
     }
 
 
+@command_line
 def main() -> None:
     parser = arguments(__doc__, "clip_small")
     parser.add_argument("--start", type=Path, help="checkpoint of another run to start from")
@@ -206,13 +206,14 @@ def main() -> None:
     parser.add_argument(
         "--export", type=Path, help="write the verifier's files to this folder at the end"
     )
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    args = parsed(parser)
+    settings = CLIP_DECODED if args.tokenizer else CLIP
+    config = load_config(args.config, args.overrides, settings)
     if args.found and not args.tokenizer:
         parser.error("--found are tokens: give their --tokenizer")
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device) if args.tokenizer else None
     found = Found.open(args.found) if args.found else None
-    world = World(config["tier"], (64,), device=args.device, free=config.get("free", 0.0))
+    world = World(config["tier"], (64,), device=args.device, **shares_in(config))
     folder = cache_folder() / "runs" / args.run
     begin = {"begin": args.start, "model": args.model, "tower": args.tower, "found": found}
     limits = {"until": args.until, "deadline": deadline_in(args.minutes)}
@@ -288,6 +289,7 @@ def train(
         held_images |= {f"k={k}": tokenizer.decode(codes[:, :k]) for k in (4, 8, codes.shape[1])}
 
     batches = Batches(world, captioner, words, config, tokenizer, found)
+    batches.remember(training.extra)
     new_heads = begin is None and (model is not None or bool(config.get("start")))
     for step, batch in batches.each(training, training.last, workers_beside(device)):
         trainer.heads_alone = new_heads and step < HEADS_ALONE
@@ -300,6 +302,7 @@ def train(
         training.learn(loss, parts, rate)
         if training.done % config["mine_every"] == 0:
             batches.mine(trainer.model, batch)
+            training.extra = batches.mined()
         if training.is_milestone:
             averaged = training.averaged(fresh()).eval()
             told = evaluate(averaged.model, words, contrast, held_out, held_captions, held_images)
@@ -319,7 +322,7 @@ def export(
     state = {k: v.half().contiguous() for k, v in trainer.model.state_dict().items()}
     if trainer.holds is not None:
         state = pack(trainer.model.state_dict())
-    write_tensors(state, folder / WEIGHTS_FILE)
+    write_whole(state, folder / WEIGHTS_FILE)
     # Plurals of synonyms are in no caption; those of one word are read as the object's own plural.
     variants = {
         plural(synonym): spec.plural

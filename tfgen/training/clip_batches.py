@@ -188,6 +188,15 @@ class Batches:
         batch.mentions = Mentions.cat([batch.mentions, *told])
         return lesson.captions + lesson.asked
 
+    def mined(self) -> dict[str, Tensor]:
+        """What was mined so far, for a checkpoint: later batches depend on it."""
+        return self._negatives.state() if self._negatives is not None else {}
+
+    def remember(self, mined: dict[str, Tensor]) -> None:
+        """Go on with what was `mined` in an earlier call, if anything was."""
+        if self._negatives is not None and mined:
+            self._negatives.restore(mined)
+
     @torch.no_grad()
     def mine(self, model: nn.Module, batch: Batch) -> None:
         """Search against the model under training for a caption of the batch, and look for chimeras

@@ -1,12 +1,10 @@
-"""What training scripts share: configs, the loop with its resumable checkpoints and its limit of
-time, EMA, the learning-rate schedule."""
+"""What trainings share: the loop with its resumable checkpoints and its limit of time, EMA, the
+learning-rate schedule."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,86 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tfgen.errors import TfgenError
 from tfgen.hub import cache_folder as cache_folder  # where sprites and checkpoints live
-
-OUT_OF_TIME = 3
-"""The exit code of a call whose time was up: the same command goes on."""
-
-
-def load_config(path: str | Path, overrides: list[str]) -> dict[str, Any]:
-    """A JSON config with `key=value` overrides (values in JSON; bare words are strings)."""
-    config = json.loads(Path(path).read_text())
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if key not in config:
-            raise SystemExit(f"{path} has no setting {key!r}; it has {', '.join(sorted(config))}.")
-        try:
-            config[key] = json.loads(value)
-        except json.JSONDecodeError:
-            config[key] = value
-    return config
-
-
-def arguments(doc: str, run: str) -> argparse.ArgumentParser:
-    """A parser with what every training script takes; its first line of help is that of `doc`."""
-    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
-    parser.add_argument("--config", required=True, help="JSON config")
-    parser.add_argument("--run", default=run, help="name of the run in the cache folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--until", type=int, help="stop at this step (the schedule stays the config's)"
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help=f"stop after so many, with a checkpoint and exit code {OUT_OF_TIME}",
-    )
-    parser.add_argument("overrides", nargs="*", help="key=value settings over the config's")
-    return parser
-
-
-def world_arguments(parser: argparse.ArgumentParser, tier: str) -> None:
-    """Which world a command without a config draws its scenes from; tier: the default."""
-    parser.add_argument("--tier", default=tier)
-    parser.add_argument(
-        "--free", type=float, default=0.0, help="share of scenes whose objects stand anywhere"
-    )
-
-
-def deadline_in(minutes: float | None) -> float | None:
-    """The moment, on time.monotonic's clock, that is so many minutes from now; None: never."""
-    return None if minutes is None else time.monotonic() + 60 * minutes
-
-
-class TimeUp(SystemExit):
-    """A call's time is over, and what it did is saved: the same command goes on from there.
-
-    done, total: steps; pace: seconds a step, as this call measured them.
-    """
-
-    def __init__(self, done: int, total: int, pace: float):
-        super().__init__(OUT_OF_TIME)
-        self.done, self.total, self.pace = done, total, pace
-
-
-class Timer:
-    """Ends work on a table when the deadline is past: the `progress` to be called, with the rows
-    done and all rows, once a part of them is saved. Raises TimeUp, but not for the last part, nor
-    in the first seconds, in which it gets past the parts of earlier calls."""
-
-    def __init__(self, deadline: float | None, seconds: float = 2.0):
-        self.before, self.done = time.monotonic(), 0
-        self.deadline = None if deadline is None else max(deadline, self.before + seconds)
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self.deadline is not None and now >= self.deadline and done < total:
-            raise TimeUp(done, total, (now - self.before) / max(1, done - self.done))
-        self.before, self.done = now, done
+from tfgen.packing import pack, unpack, write_whole
+from tfgen.training.commands import world_arguments as world_arguments
+from tfgen.training.stopping import TimeUp as TimeUp
+from tfgen.training.stopping import is_over
 
 
 class EMA:
@@ -131,39 +58,75 @@ def learning_rate(
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, ema: EMA, step: int
+    path: Path,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    ema: EMA,
+    step: int,
+    extra: dict[str, Tensor] | None = None,
 ) -> None:
-    """Module, EMA and Adam moments in one safetensors file, replaced atomically."""
+    """Module, EMA, Adam moments and what else a run goes on with, in one safetensors file, replaced
+    atomically. Raises TfgenError where it cannot be written."""
     tensors = {f"module/{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"ema/{k}": v for k, v in ema.shadow.items()}
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
     for i, p in enumerate(parameters):
         for key, value in optimiser.state.get(p, {}).items():
             tensors[f"optimiser/{i}/{key}"] = torch.as_tensor(value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    tensors |= {f"extra/{k}": v for k, v in (extra or {}).items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    save_file(tensors, partial, metadata={"step": str(step), "ema_steps": str(ema.steps)})
-    os.replace(partial, path)
+    write_whole(tensors, path, {"step": str(step), "ema_steps": str(ema.steps)})
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, ema: EMA
+    path: Path,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    ema: EMA,
+    extra: dict[str, Tensor] | None = None,
 ) -> int:
-    """Restore what save_checkpoint wrote; returns the step to continue from (0 without a file)."""
+    """Restore what save_checkpoint wrote, or, but for the Adam moments, what `lightened` made of
+    it; returns the step to continue from (0 without a file).
+
+    extra: is given what else was saved. Raises TfgenError where the file is damaged or of another
+    network.
+    """
     if not path.exists():
         return 0
+    try:
+        with safe_open(path, "pt") as f:
+            metadata = f.metadata()
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+        return _restore(tensors, metadata, module, optimiser, ema, extra)
+    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".:")
+        raise TfgenError(
+            f"The checkpoint {str(path)!r} is damaged, or of other networks than the config's "
+            f"({reason}): delete it to begin anew."
+        ) from error
+
+
+def _restore(
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    ema: EMA,
+    extra: dict[str, Tensor] | None,
+) -> int:
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
     flags = [g for g in optimiser.param_groups for _ in g["params"]]
     # Fused and capturable optimisers count steps on the parameter's device, others on the CPU.
     counts_there = {i for i, g in enumerate(flags) if g.get("fused") or g.get("capturable")}
-    with safe_open(path, "pt") as f:
-        metadata = f.metadata()
-        tensors = {k: f.get_tensor(k) for k in f.keys()}
-    module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module/")})
+    light = unpack({k[6:]: v for k, v in tensors.items() if k.startswith("light/")})
+    module.load_state_dict(
+        light or {k[7:]: v for k, v in tensors.items() if k.startswith("module/")}
+    )
+    for k, shadow in ema.shadow.items():
+        shadow.copy_(light[k] if light else tensors[f"ema/{k}"])
     for k, v in tensors.items():
-        if k.startswith("ema/"):
-            ema.shadow[k[4:]].copy_(v)
+        if k.startswith("extra/") and extra is not None:
+            extra[k[6:]] = v
         elif k.startswith("optimiser/"):
             _, i, key = k.split("/")
             parameter = parameters[int(i)]
@@ -174,6 +137,30 @@ def load_checkpoint(
             optimiser.state[parameter][key] = v
     ema.steps = int(metadata["ema_steps"])
     return int(metadata["step"])
+
+
+SCRIBES = ("kind.weight", "to_codes.1.weight")
+"""What the names of the weights end with that tokenizer.py's EXACT names."""
+
+
+def lightened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A checkpoint in a tenth of its size or less, as tensors and metadata of a file that
+    load_checkpoint reads: the averaged weights, packed, without Adam's moments. Raises TfgenError
+    where it is damaged."""
+    try:
+        with safe_open(path, "pt") as f:
+            metadata = f.metadata()
+            tensors = {k: f.get_tensor(k) for k in f.keys() if not k.startswith("optimiser/")}
+    except (SafetensorError, OSError) as error:
+        raise TfgenError(
+            f"The checkpoint {str(path)!r} is damaged ({error}): delete it to begin anew."
+        ) from error
+    averaged = {k[7:]: v for k, v in tensors.items() if k.startswith("module/")}
+    averaged |= {k[4:]: v for k, v in tensors.items() if k.startswith("ema/")}
+    exact = [k for k in averaged if k.endswith(SCRIBES)]
+    light = {f"light/{k}": v for k, v in pack(averaged, keep=exact).items()}
+    kept = {k: v for k, v in tensors.items() if k.startswith(("extra/", "light/"))}
+    return light | kept, metadata
 
 
 class Log:
@@ -191,15 +178,24 @@ class Log:
         print("  ".join(parts), file=sys.stdout, flush=True)
 
 
+SAVE_SECONDS = 60
+"""A run's state is saved after so many seconds, too: a killed process loses no more."""
+WARM_AGAIN = 100
+"""Steps over which the learning rate rises where a run goes on without its Adam moments."""
+
+
 class Training:
     """One training run, in as many calls as it takes: what each step does besides its loss.
 
     Looping over it gives the numbers of the steps to take now; the body computes the loss, calls
-    `learn` once, and measures the model if it `is_milestone`. A call ends after the config's last
-    step, after `until`, or, by TimeUp, after the first step that is over past the deadline; so
-    every call gets on by a step at least. Checkpoint and log lie in `folder`.
+    `learn` once, and measures the model if it `is_milestone`. The state is saved after the body,
+    when that is due. A call ends after the config's last step, after `until`, or, by TimeUp, after
+    the first step at whose end the call `is_over`; so every call gets on by a step at least.
+    Checkpoint and log lie in `folder`. Raises TfgenError where the run has diverged, or its state
+    cannot be saved or restored.
 
-    config: steps, ema (decay), log_every, save_every; deadline: on time.monotonic's clock.
+    config: steps, ema (decay), log_every, save_every; deadline: on time.monotonic's clock. extra:
+    tensors that the body wants to be saved and restored with the state.
     """
 
     def __init__(
@@ -211,13 +207,22 @@ class Training:
         until: int | None = None,
         deadline: float | None = None,
     ):
+        """optimiser: fused, which steps over what `found_inf` says."""
         self.module, self.optimiser, self.config = module, optimiser, config
         self.deadline, self.late = deadline, False
         self.ema = EMA(module, config["ema"])
         self.log = Log(folder / "log.jsonl")
         self.checkpoint = folder / "checkpoint.safetensors"
-        self.start = self.done = load_checkpoint(self.checkpoint, module, optimiser, self.ema)
+        self.extra: dict[str, Tensor] = {}
+        self.start = self.done = load_checkpoint(
+            self.checkpoint, module, optimiser, self.ema, self.extra
+        )
         self.last = min(config["steps"], until or config["steps"])
+        self._warm = bool(optimiser.state) or not self.start
+        self._saved, self._saved_at = self.start, time.monotonic()
+        # How many steps there were since the last sound one; counted where the loss is, as to ask
+        # for it is to wait for the GPU.
+        self._lost = torch.zeros((), device=next(module.parameters()).device)
 
     def forget_average(self) -> None:
         """Average from here on: to be called when other weights were put into the module."""
@@ -228,6 +233,9 @@ class Training:
         for step in range(self.start, self.last):
             self.done = step + 1
             yield step
+            overdue = time.monotonic() - self._saved_at >= SAVE_SECONDS
+            if self.late or overdue or self._due():
+                self._save()
             if self.late and self.done < self.last:
                 pace = (time.monotonic() - began) / (self.done - self.start)
                 raise TimeUp(self.done, self.last, pace)
@@ -235,20 +243,45 @@ class Training:
     def learn(
         self, loss: Tensor, parts: dict[str, Tensor], rate: float, largest_norm: float = 1.0
     ) -> None:
-        """Take a step of the optimiser at this learning rate, log the loss and its parts, and save
-        the state, each when it is due."""
+        """Take a step of the optimiser at this learning rate, unless the gradient is not finite,
+        and log the loss and its parts when that is due."""
+        if not self._warm:
+            rate *= min(1.0, (self.done - self.start) / WARM_AGAIN)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), largest_norm)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), largest_norm)
+        lost = (~torch.isfinite(norm)).float()
+        self.optimiser.found_inf = lost  # 1: this step changes nothing
         self.optimiser.step()
+        self._lost = (self._lost + lost) * lost
         self.ema.update(self.module)
         if self.done % self.config["log_every"] == 0:
+            self._check()
             self.log(self.done, loss=loss.item(), **{k: v.item() for k, v in parts.items()})
-        self.late = self.deadline is not None and time.monotonic() >= self.deadline
-        if self.late or self._due():
-            save_checkpoint(self.checkpoint, self.module, self.optimiser, self.ema, self.done)
+        self.late = is_over(self.deadline)
+
+    def _check(self) -> None:
+        """Raises TfgenError where the run has diverged: two steps with a loss or gradients that are
+        not finite, or weights that are not. (One such step may be bad luck, but for the last.)"""
+        lost = self._lost.item()
+        weights = [p.sum() for p in self.module.parameters()]
+        sound = bool(torch.isfinite(torch.stack(weights)).all())
+        if lost < (1 if self.done == self.last else 2) and sound:
+            return
+        kept = "there is no checkpoint yet"
+        if self._saved:
+            kept = f"the checkpoint of step {self._saved:,} in {str(self.checkpoint)!r} is kept"
+        raise TfgenError(
+            f"The loss is not finite at step {self.done:,}, and {kept}: lower the config's peak_lr."
+        )
+
+    def _save(self) -> None:
+        self._check()
+        state = (self.module, self.optimiser, self.ema, self.done)
+        save_checkpoint(self.checkpoint, *state, self.extra)
+        self._saved, self._saved_at = self.done, time.monotonic()
 
     def _due(self) -> bool:
         return self.done % self.config["save_every"] == 0 or self.done == self.last

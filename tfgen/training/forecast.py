@@ -10,6 +10,7 @@ folder. Resumable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfgen.decoding.engine import engine_maker
+from tfgen.decoding.engine import DecodeEngine, engine_maker
 from tfgen.forecaster import FILE_NAME, Forecaster, ForecastNetwork
 from tfgen.priors.bank import FILE_NAME as BANK_FILE
 from tfgen.priors.bank import Bank
+from tfgen.search.evaluator import Engine
 from tfgen.tables import Parts, models_of
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training.common import (
-    Timer,
-    Training,
-    arguments,
-    cache_folder,
-    deadline_in,
-    learning_rate,
-    load_config,
-)
+from tfgen.training.commands import arguments, command_line, deadline_in, load_config, parsed
+from tfgen.training.common import Training, cache_folder, learning_rate
+from tfgen.training.settings import FORECAST
+from tfgen.training.stopping import Timer
 from tfgen.verifiers.base import Verifier
 from tfgen.verifiers.clip import ClipVerifier
 
@@ -45,18 +42,20 @@ CHANGED, TOKEN = 0.3, 0.1
 HELD_OUT = 2  # parts
 
 
+@command_line
 def main() -> None:
     parser = arguments(__doc__, "forecast_small")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
     parser.add_argument("--verifier", type=Path, required=True, help="folder of the verifier")
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    args = parsed(parser)
+    config = load_config(args.config, args.overrides, FORECAST)
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device)
     verifier = ClipVerifier.load(args.verifier, args.device)
     folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)
     bank = Bank.open(args.tokenizer / BANK_FILE)
     trained = train(config, folder, tokenizer, verifier, bank, args.until, deadline)
     trained.save(args.tokenizer / FILE_NAME)
+    Parts(folder / "pictures", {}).remove()
 
 
 def train(
@@ -118,7 +117,7 @@ def pictures(
     models = models_of(tokenizer, verifier)
     identity = {"models": models, "seed": config["seed"], "tokens": config["tokens"]}
     parts, count = Parts(folder / "pictures", identity), -(-config["pictures"] // PART)
-    engine = engine_maker("auto", tokenizer.device)(tokenizer, verifier)
+    engine = for_prefixes(engine_maker("auto", tokenizer.device)(tokenizer, verifier))
     scenes, done = bank.tokens(torch.arange(len(bank))).cpu(), []
     for index in range(count):
         part = parts.load(index)
@@ -132,6 +131,23 @@ def pictures(
         progress(index + 1, count)
         done.append(part)
     return tuple(torch.cat([part[k] for part in done]) for k in ("tokens", "lengths", "embeddings"))
+
+
+class PlainPasses(DecodeEngine):
+    """One pass after the other, as `PlainEngine` makes them, of prefixes of mixed lengths: for a
+    GPU on which kernels do not run."""
+
+    name, passes = "eager", 8
+
+    def embed(self, passes: Sequence[Tensor]) -> list[Tensor]:
+        return [self.verifier.embed(self.tokenizer.decode(tokens)) for tokens in passes]
+
+
+def for_prefixes(engine: Engine) -> DecodeEngine:
+    """This engine, or where it embeds no prefixes of mixed lengths, one of its models that does."""
+    if isinstance(engine, DecodeEngine):
+        return engine
+    return PlainPasses(engine.tokenizer, engine.verifier)
 
 
 def draw(scenes: Tensor, usual: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

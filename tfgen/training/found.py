@@ -23,7 +23,7 @@ from torch import Tensor
 from tfgen.pipeline import Pipeline
 from tfgen.tables import Parts, open_table, save_table
 from tfgen.training.captions import Captioner, Emphasis, Mentions
-from tfgen.training.common import world_arguments
+from tfgen.training.commands import command_line, parsed, world_arguments
 from tfgen.training.groups import base_scene
 from tfgen.training.negatives import padded
 from tfgen.training.reading import SHORTEST
@@ -126,6 +126,7 @@ def _part(
     return dict(zip(("tokens", "lengths", "asked"), (c.int() for c in columns), strict=True))
 
 
+@command_line
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=500, help="decodes for a caption")
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    args = parser.parse_args()
+    args = parsed(parser)
     pipeline = Pipeline.load(args.model, verifier=args.verifier, device=args.device)
     size = pipeline.tokenizer.image_size
     world = World(args.tier, (size,), device=args.device, free=args.free)

@@ -20,6 +20,7 @@ from tfgen.tokenizers.grid_model import GridConfig, GridModel, finished, given
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
 from tfgen.training.common import HEADS_ALONE, learning_rate
+from tfgen.training.settings import GRID
 from tfgen.training.tokenizer import HELD_OUT_SEED, begin_run, command, export_networks, psnr
 from tfgen.training.world import Scenes, World
 
@@ -142,7 +143,7 @@ def evaluate(
 
 
 def main() -> None:
-    command(__doc__, "grid_small", train, export)
+    command(__doc__, "grid_small", GRID, train, export)
 
 
 def export(trainer: GridTrainer, folder: Path) -> None:

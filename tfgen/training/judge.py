@@ -33,22 +33,17 @@ from tfgen.judge import MIXED as MIXED_WORD
 from tfgen.judge import OTHER, WEIGHTS_FILE, Judge, Seen, Thresholds, shared
 from tfgen.judge_model import Answers, JudgeConfig, JudgeModel, cell_centres
 from tfgen.judge_prompt import CONFIG_FILE, WORDS_FILE
-from tfgen.packing import write_tensors
+from tfgen.packing import write_whole
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.training.ahead import ahead
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.captions import Captioner
 from tfgen.training.clip import contrast_words
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import (
-    Training,
-    arguments,
-    cache_folder,
-    deadline_in,
-    learning_rate,
-    load_config,
-)
+from tfgen.training.commands import arguments, command_line, deadline_in, load_config, parsed
+from tfgen.training.common import Training, cache_folder, learning_rate
 from tfgen.training.judge_scenes import MIXED, JudgeWorld, Pictures
+from tfgen.training.settings import JUDGE
 from tfgen.training.spoil import soften
 from tfgen.training.tokenizer import HELD_OUT_SEED, psnr
 from tfgen.verifiers.contrast import ContrastWords
@@ -309,7 +304,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     model = model.cpu()
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    write_tensors(state, folder / WEIGHTS_FILE)
+    write_whole(state, folder / WEIGHTS_FILE)
     words = contrast_words(Captioner(world.world.specs))
     names = [b.name for b in BACKGROUNDS]
     judge = Judge(model, ContrastWords(**words), names, Thresholds())
@@ -322,12 +317,13 @@ def export(
         (folder / file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+@command_line
 def main() -> None:
     parser = arguments(__doc__, "judge_small")
     parser.add_argument("--model", default=hub.DEFAULT_MODEL, help="tokenizer: a name or a folder")
     parser.add_argument("--export", type=Path, help="write the judge's files here at the end")
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    args = parsed(parser)
+    config = load_config(args.config, args.overrides, JUDGE)
     tokenizer = hub.load_tokenizer(args.model, torch.device("cpu"))
     world = JudgeWorld.load(config["tier"], config["variants"], free=config.get("free", 0.0))
     folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)

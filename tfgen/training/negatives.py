@@ -67,6 +67,16 @@ class Negatives:
     def add(self, tokens: list[Tensor]) -> None:
         self.pool = (self.pool + tokens)[-self.size :]
 
+    def state(self) -> dict[str, Tensor]:
+        """The pool: tokens Int64[P, T], of which row i's first lengths[i] count."""
+        tokens, lengths = padded(self.pool, self.tokenizer.num_tokens)
+        return {"tokens": tokens, "lengths": lengths}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Have the pool that `state` gave."""
+        rows = zip(state["tokens"], state["lengths"].tolist(), strict=True)
+        self.pool = [row[:length] for row, length in rows]
+
 
 def chimeras(hosts: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
     """Tokens Int64[N, T] with one to three of those from the third on being of other scenes, as a

@@ -20,7 +20,7 @@ from tfgen.hub import load_tokenizer
 from tfgen.priors.frequency import FILE_NAME, FrequencyPrior
 from tfgen.tables import Parts
 from tfgen.tokenizers.base import Tokenizer
-from tfgen.training.common import world_arguments
+from tfgen.training.commands import command_line, parsed, world_arguments
 from tfgen.training.world import World
 from tfgen.training.writing import tokens_of
 
@@ -72,6 +72,7 @@ def encode(world: World, tokenizer: Tokenizer, scenes: int, batch: int) -> Tenso
     return tokens_of(tokenizer, world, part).cpu()
 
 
+@command_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--min-count", type=int, default=2, help="drop rarer pairs of tokens")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parsed(parser)
     tokenizer = load_tokenizer(str(args.tokenizer), torch.device(args.device))
     world = World(args.tier, (tokenizer.image_size,), device=args.device, free=args.free)
     with tqdm(total=-(-args.scenes // BATCH), unit="batch", desc="encoding") as bar:

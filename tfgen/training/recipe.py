@@ -6,24 +6,29 @@
 Repeat the same command until it exits with 0. Exit codes: 0 all is done; 3 the time is up, and what
 was done is saved (it prints what is left); 2 bad input, such as a config that was changed since its
 stage began; 1 another failure. A call takes a little longer than its minutes: the step it is in, or
-the export of the stage it has just finished (a minute at most for the judge's thresholds).
+the export of the stage it has just finished (a minute at most for the judge's thresholds). Ctrl-C
+(exit code 130) and SIGTERM (3) end it in the same way; a second one ends it at once.
 
 The models come out in the layout of tfgen/weights: the folders sprites, sprites-clip, sprites-judge
 and sprites-grid under --out, for `--model FOLDER` and `--verifier FOLDER`. Beside them the folder
 stages/NAME holds a stage's state.json, its log and, until it is finished, its checkpoint. Stages
 hand over by their exported files alone, so that another machine goes on from these; only a stage
-in the middle needs its checkpoint. On a CPU, `--stages clip,judge` lets calls for different stages
-run side by side, one a core, and `--configs tfgen/training/configs/cpu` holds smaller ones for the
-tiers medium and full, which begin with the packaged models where their sizes are the same.
+in the middle needs its checkpoint. Where a machine is given back after each call, `--snapshot DIR`
+leaves all that in a few small files, and `--start DIR` goes on from them. On a CPU, `--stages
+clip,judge` lets calls for different stages run side by side, one a core, and `--configs
+tfgen/training/configs/cpu` holds smaller ones for the tiers medium and full, which begin with the
+packaged models where their sizes are the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +37,13 @@ from torch import Tensor
 
 from tfgen import hub
 from tfgen.errors import InputError, TfgenError, unknown
-from tfgen.training.common import OUT_OF_TIME, TimeUp, deadline_in
+from tfgen.training import snapshot, stopping
+from tfgen.training.commands import check_device, deadline_in, exit_code, told_errors
 from tfgen.training.objects import TIERS, load_objects
+from tfgen.training.settings import Settings
 from tfgen.training.sprites import HOW_TO_BRING_SPRITES, load_sprites, read_sprites
-from tfgen.training.stages import MODELS, STAGES, Config, Materials, Stage, write_json
+from tfgen.training.stages import MODELS, STAGES, VERIFIERS, Config, Materials, Stage, write_json
+from tfgen.training.stopping import OUT_OF_TIME, TimeUp
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -49,7 +57,9 @@ class Book:
 
     def __init__(self, out: Path, tier: str, configs: Path):
         self.out = out
-        self.configs = {s.name: read_config(configs / s.config.format(tier), tier) for s in STAGES}
+        self.configs = {
+            s.name: read_config(configs / s.config.format(tier), tier, s.settings) for s in STAGES
+        }
         self.states = {s.name: self._read(s) for s in STAGES}
 
     def folder(self, stage: Stage) -> Path:
@@ -112,8 +122,10 @@ class Book:
         if None in digests.values():
             raise TfgenError(f"The stage {stage.name} exported no {', '.join(stage.files)}.")
         self._write(stage, self.states[stage.name] | {"digests": digests})
-        for checkpoint in self.folder(stage).rglob("checkpoint.safetensors"):
+        for checkpoint in self.folder(stage).rglob(snapshot.CHECKPOINT):
             checkpoint.unlink()
+        for parts in self.folder(stage).glob("*.parts"):
+            shutil.rmtree(parts)
 
     def _write(self, stage: Stage, state: dict[str, Any]) -> None:
         self.folder(stage).mkdir(parents=True, exist_ok=True)
@@ -152,8 +164,9 @@ class Book:
         return lines
 
 
-def read_config(path: Path, tier: str) -> Config:
-    """A stage's config, of this tier. Raises InputError where there is none."""
+def read_config(path: Path, tier: str, settings: Settings) -> Config:
+    """A stage's config, of this tier. Raises InputError where there is none, or its settings are
+    not right."""
     if path.suffix != ".json":  # a stage without one
         return {"tier": tier}
     if not path.is_file():
@@ -161,6 +174,7 @@ def read_config(path: Path, tier: str) -> Config:
     config = hub.read_json(path)
     if config.get("tier") != tier:
         raise InputError(f"{str(path)!r} is a config of the tier {config.get('tier')}, not {tier}.")
+    settings.check(config, str(path))
     return config
 
 
@@ -227,8 +241,8 @@ def cook(materials: Materials, book: Book, stages: Sequence[Stage] = STAGES) -> 
             )
         number = STAGES.index(stage) + 1
         start, up = time.monotonic(), None
-        late = materials.deadline is not None and start >= materials.deadline
-        if not (begun and late):
+        stopped = bool(stopping.signalled())
+        if not stopped and not (begun and stopping.is_over(materials.deadline)):
             begun = True
             book.begin(stage)
             print(f"stage {number} of {len(STAGES)}: {stage.name}", flush=True)
@@ -241,19 +255,21 @@ def cook(materials: Materials, book: Book, stages: Sequence[Stage] = STAGES) -> 
                 book.finish(stage)
                 continue
         told = book.left(stage, up)
-        print("The time is up: give the same command again.", *told, sep="\n", flush=True)
+        why = "Stopped" if stopping.signalled() else "The time is up"
+        print(f"{why}: give the same command again.", *told, sep="\n", flush=True)
         return False
     return True
 
 
-def check_device(name: str) -> None:
-    """Raises InputError where torch knows no such device, or it is not here."""
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise InputError(f"There is no device {name!r}: give cpu or cuda.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA device here: give --device cpu.")
+def check_verifier(stages: Sequence[Stage]) -> None:
+    """Raises InputError where one of these stages needs open_clip, and it is not installed."""
+    needing = [stage.name for stage in stages if stage.name in VERIFIERS]
+    lacking = [name for name in ("open_clip", "timm", "ftfy", "wcwidth") if not find_spec(name)]
+    if needing and lacking:
+        raise InputError(
+            f"The stages {', '.join(needing)} need {', '.join(lacking)}, which Python does not "
+            "find here: install open_clip_torch and ftfy, or name other stages in --stages."
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -275,23 +291,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--configs", type=Path, default=CONFIGS, help="folder of configs; default: the package's"
     )
+    parser.add_argument(
+        "--snapshot",
+        type=Path,
+        metavar="DIR",
+        help="at the end of the call leave here, in files of at most 15 MiB, what another machine "
+        "needs to go on",
+    )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="DIR",
+        help="go on from a snapshot, unless --out holds a recipe already",
+    )
     args = parser.parse_args(argv)
-    deadline = deadline_in(args.minutes)
     try:
-        check_device(args.device)
-        stages = choose(args.stages)
-        torch.set_float32_matmul_precision("high")
-        book = Book(args.out, args.tier, args.configs)
-        sprites = gather_sprites(args.tier, args.sprites, args.out)
-        materials = Materials(args.tier, args.out, args.device, deadline, sprites)
-        if not cook(materials, book, stages):
-            return OUT_OF_TIME
-    except TfgenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: a file could not be read or written ({error}).", file=sys.stderr)
-        return 1
+        with told_errors():
+            return train_all(args)
+    except SystemExit as end:
+        return int(end.code)
+
+
+def train_all(args: argparse.Namespace) -> int:
+    """What the command does; returns the exit code. Raises TfgenError."""
+    deadline = deadline_in(args.minutes)
+    check_device(args.device)
+    stages = choose(args.stages)
+    check_verifier(stages)
+    torch.set_float32_matmul_precision("high")
+    if args.start and not (args.out / "stages").exists():
+        snapshot.restore(args.start, args.out)
+    book = Book(args.out, args.tier, args.configs)
+    sprites = gather_sprites(args.tier, args.sprites, args.out)
+    materials = Materials(args.tier, args.out, args.device, deadline, sprites)
+    done = cook(materials, book, stages)
+    if args.snapshot:
+        size = snapshot.save(args.out, args.snapshot)
+        print(f"A snapshot of {size / 1e6:.1f} MB is in {str(args.snapshot)!r}.", flush=True)
+    if not done:
+        return exit_code()
     if len(stages) < len(STAGES):
         print(f"The stages {', '.join(stage.name for stage in stages)} are done.")
         return 0

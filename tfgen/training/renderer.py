@@ -15,33 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfgen.packing import pack, write_tensors
+from tfgen.packing import pack, write_whole
 from tfgen.tokenizers.sprites import RENDERER_FILE, SpritesTokenizer
 from tfgen.tokenizers.sprites_render import SCALE, SpritesRenderer
-from tfgen.training.common import (
-    Training,
-    arguments,
-    cache_folder,
-    deadline_in,
-    learning_rate,
-    load_config,
-)
+from tfgen.training.commands import arguments, command_line, deadline_in, load_config, parsed
+from tfgen.training.common import Training, cache_folder, learning_rate
 from tfgen.training.grafts import FIRST
-from tfgen.training.world import World
+from tfgen.training.settings import RENDERER
+from tfgen.training.world import World, shares_in
 from tfgen.training.writing import tokens_of
 
 NAMING_WEIGHT = 0.1
 DETAIL_WEIGHT = 20.0
 
 
+@command_line
 def main() -> None:
     parser = arguments(__doc__, "renderer_small")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    args = parsed(parser)
+    config = load_config(args.config, args.overrides, RENDERER)
     tokenizer = SpritesTokenizer.load(args.tokenizer, args.device)
-    free = config.get("free", 0.0)
-    world = World(config["tier"], (tokenizer.image_size,), device=args.device, free=free)
+    world = World(config["tier"], (tokenizer.image_size,), device=args.device, **shares_in(config))
     folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)
     renderer = train(config, folder, args.device, tokenizer, world, args.until, deadline)
     export(renderer, args.tokenizer)
@@ -49,7 +44,7 @@ def main() -> None:
 
 def export(renderer: SpritesRenderer, folder: Path) -> None:
     """Write renderer.safetensors, packed, into the tokenizer's folder."""
-    write_tensors(pack(renderer.state_dict()), folder / RENDERER_FILE)
+    write_whole(pack(renderer.state_dict()), folder / RENDERER_FILE)
 
 
 def train(

@@ -37,13 +37,15 @@ from tfgen.training import (
     judge,
     prior,
     renderer,
+    settings,
     tokenizer,
 )
 from tfgen.training.ahead import workers_beside
 from tfgen.training.captions import Captioner
-from tfgen.training.common import Timer
 from tfgen.training.judge_scenes import JudgeWorld
 from tfgen.training.objects import load_objects
+from tfgen.training.settings import Settings
+from tfgen.training.stopping import Timer
 from tfgen.training.world import World
 from tfgen.verifiers.clip import WEIGHTS_FILE as CLIP_FILE
 from tfgen.verifiers.clip import ClipVerifier
@@ -162,16 +164,16 @@ def search_for_captions(before: str) -> Run:
     """Search with the verifier of the stage `before` and a bank of its own."""
 
     def run(materials: Materials, config: Config, folder: Path) -> None:
-        timer = Timer(materials.deadline)
         verifier, path = materials.exported(before), folder / BANK_FILE
+        # A bank of scenes in layouts, whose objects combine: those anywhere hardly do.
         bank.build(
-            materials.world(config, config["pairs"]),
+            materials.world(config | {"free": 0.0}, config["pairs"]),
             materials.tokenizer(),
             ClipVerifier.load(verifier, materials.device),
             config["scenes"],
             path,
             config["tier"],
-            timer,
+            Timer(materials.deadline),
         )
         pipeline = Pipeline.load(
             str(materials.out / SPRITES),
@@ -186,7 +188,7 @@ def search_for_captions(before: str) -> Run:
             config["budget"],
             config["seed"],
             materials.out / FOUND,
-            timer,
+            Timer(materials.deadline),
         )
 
     return run
@@ -270,12 +272,13 @@ def begin_config(out: Path, name: str, num_tokens: int) -> None:
 class Stage:
     """A part of the recipe that is trained or computed by itself.
 
-    config: the name of its config, where {} stands for the tier, or "" for none; needs: the stages
-    whose files it reads; files: what it exports, relative to --out.
+    config: the name of its config, where {} stands for the tier, or "" for none; settings: what
+    that holds; needs: the stages whose files it reads; files: what it exports, relative to --out.
     """
 
     name: str
     config: str
+    settings: Settings
     needs: tuple[str, ...]
     files: tuple[str, ...]
     run: Run
@@ -286,6 +289,7 @@ STAGES = (
     Stage(
         "apart",
         "apart_{}.json",
+        settings.APART,
         (),
         (f"stages/apart/model/{WEIGHTS_FILE}", f"stages/apart/model/{CONFIG_FILE}"),
         train_apart,
@@ -293,6 +297,7 @@ STAGES = (
     Stage(
         "tokenizer",
         "tokenizer_{}.json",
+        settings.TOKENIZER,
         ("apart",),
         (f"{SPRITES}/{WEIGHTS_FILE}", f"{SPRITES}/{CONFIG_FILE}"),
         train_tokenizer,
@@ -300,6 +305,7 @@ STAGES = (
     Stage(
         "renderer",
         "renderer_{}.json",
+        settings.RENDERER,
         ("tokenizer",),
         (f"{SPRITES}/{RENDERER_FILE}",),
         train_renderer,
@@ -307,14 +313,23 @@ STAGES = (
     Stage(
         "prior",
         "prior_{}.json",
+        settings.PRIOR,
         ("tokenizer",),
         (f"{SPRITES}/{PRIOR_FILE}",),
         count_prior(SPRITES),
     ),
-    Stage("clip", "clip_{}.json", ("tokenizer",), (_MODEL.format("clip"),), train_clip(None)),
+    Stage(
+        "clip",
+        "clip_{}.json",
+        settings.CLIP,
+        ("tokenizer",),
+        (_MODEL.format("clip"),),
+        train_clip(None),
+    ),
     Stage(
         "clip_decoded",
         "clip_{}_decoded.json",
+        settings.CLIP_DECODED,
         ("tokenizer", "clip"),
         (_MODEL.format("clip_decoded"),),
         train_clip("clip"),
@@ -322,6 +337,7 @@ STAGES = (
     Stage(
         "clip_odd",
         "clip_{}_odd.json",
+        settings.CLIP_DECODED,
         ("tokenizer", "clip_decoded"),
         (_MODEL.format("clip_odd"),),
         train_clip("clip_decoded"),
@@ -329,6 +345,7 @@ STAGES = (
     Stage(
         "clip_pairs",
         "clip_{}_pairs.json",
+        settings.CLIP_DECODED,
         ("tokenizer", "clip_odd"),
         (_MODEL.format("clip_pairs"),),
         train_clip("clip_odd"),
@@ -336,6 +353,7 @@ STAGES = (
     Stage(
         "found",
         "found_{}.json",
+        settings.FOUND,
         ("tokenizer", "prior", "clip_pairs"),
         (FOUND,),
         search_for_captions("clip_pairs"),
@@ -343,14 +361,23 @@ STAGES = (
     Stage(
         "clip_found",
         "clip_{}_found.json",
+        settings.CLIP_FOUND,
         ("tokenizer", "found"),
         (f"{CLIP}/{CLIP_FILE}", f"{CLIP}/vocabulary.json", f"{CLIP}/contrast.json"),
         train_clip("clip_pairs", last=True),
     ),
-    Stage("judge", "judge_{}.json", ("tokenizer",), (f"{JUDGE}/{JUDGE_FILE}",), train_judge),
+    Stage(
+        "judge",
+        "judge_{}.json",
+        settings.JUDGE,
+        ("tokenizer",),
+        (f"{JUDGE}/{JUDGE_FILE}",),
+        train_judge,
+    ),
     Stage(
         "bank",
         "bank_{}.json",
+        settings.BANK,
         ("tokenizer", "clip_found"),
         (f"{SPRITES}/{BANK_FILE}",),
         build_bank,
@@ -358,6 +385,7 @@ STAGES = (
     Stage(
         "atlas",
         "",
+        settings.NONE,
         ("tokenizer", "clip_found"),
         (f"{SPRITES}/{ATLAS_FILE}",),
         build_atlas,
@@ -365,6 +393,7 @@ STAGES = (
     Stage(
         "forecast",
         "forecast_{}.json",
+        settings.FORECAST,
         ("tokenizer", "clip_found", "bank"),
         (f"{SPRITES}/{FORECAST_FILE}",),
         train_forecaster,
@@ -372,6 +401,7 @@ STAGES = (
     Stage(
         "autoregressive",
         "autoregressive_{}.json",
+        settings.AUTOREGRESSIVE,
         ("tokenizer", "clip_found"),
         (f"{SPRITES}/{AUTOREGRESSIVE_FILE}",),
         train_autoregressive(SPRITES),
@@ -379,19 +409,31 @@ STAGES = (
     Stage(
         "grid",
         "grid_{}.json",
+        settings.GRID,
         (),
         (f"{GRID}/{WEIGHTS_FILE}", f"{GRID}/{CONFIG_FILE}"),
         train_grid,
     ),
-    Stage("grid_prior", "prior_{}.json", ("grid",), (f"{GRID}/{PRIOR_FILE}",), count_prior(GRID)),
+    Stage(
+        "grid_prior",
+        "prior_{}.json",
+        settings.PRIOR,
+        ("grid",),
+        (f"{GRID}/{PRIOR_FILE}",),
+        count_prior(GRID),
+    ),
     Stage(
         "grid_autoregressive",  # the same config gives every tokenizer the same scenes and steps
         "autoregressive_{}.json",
+        settings.AUTOREGRESSIVE,
         ("grid", "clip_found"),
         (f"{GRID}/{AUTOREGRESSIVE_FILE}",),
         train_autoregressive(GRID),
     ),
 )
+
+VERIFIERS = [stage.name for stage in STAGES if stage.name.startswith("clip")]
+"""The stages that train a verifier, for which open_clip makes the network."""
 
 
 def write_json(path: Path, content: Any) -> None:

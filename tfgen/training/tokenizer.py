@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tfgen import hub
 from tfgen.errors import InputError
-from tfgen.packing import pack, write_tensors
+from tfgen.packing import pack, write_whole
 from tfgen.tokenizers.fsq import FSQ
 from tfgen.tokenizers.grid_model import GridModel
 from tfgen.tokenizers.sprites import CONFIG_FILE, WEIGHTS_FILE
@@ -31,23 +31,19 @@ from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel, compose,
 from tfgen.tokenizers.sprites_reading import Reading, Sight
 from tfgen.training.backgrounds import BACKGROUNDS
 from tfgen.training.colours import COLOURS
-from tfgen.training.common import (
-    HEADS_ALONE,
-    Training,
-    arguments,
-    cache_folder,
-    deadline_in,
-    learning_rate,
-    load_config,
-)
+from tfgen.training.commands import arguments, command_line, deadline_in, load_config, parsed
+from tfgen.training.common import HEADS_ALONE, Training, cache_folder, learning_rate
 from tfgen.training.grafts import Grafts, graft
-from tfgen.training.world import LAYOUTS, Scenes, World
+from tfgen.training.settings import TOKENIZER, Settings
+from tfgen.training.world import LAYOUTS, Scenes, World, shares_in
 
 S = TypeVar("S")
 T = TypeVar("T", bound=nn.Module)
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Prefix lengths that a tokenizer is measured at, those that it has."""
-HELD_OUT_SEED = 10_000_019  # scenes from this seed on are never trained on
+HELD_OUT_SEED = 10_000_019
+"""Of scenes that are never trained on: a step's seed is its config's times 1,000,003, plus the
+step, and runs have fewer than 900,000 steps."""
 
 
 class TokenizerTrainer(nn.Module):
@@ -209,20 +205,25 @@ def evaluate(trainer: TokenizerTrainer, world: World, scenes: Scenes) -> dict[st
 
 
 def main() -> None:
-    command(__doc__, "tokenizer_small", train, export)
+    command(__doc__, "tokenizer_small", TOKENIZER, train, export)
 
 
+@command_line
 def command(
-    text: str, name: str, train: Callable[..., T], export: Callable[[T, Path], None]
+    text: str,
+    name: str,
+    settings: Settings,
+    train: Callable[..., T],
+    export: Callable[[T, Path], None],
 ) -> None:
-    """What the command of a tokenizer's training does; name: of its run and its config."""
+    """What the command of a tokenizer's training does; name: of its run; settings: its config's."""
     parser = arguments(text, name)
     parser.add_argument(
         "--export", type=Path, help="write the tokenizer's files to this folder at the end"
     )
     parser.add_argument("--start", help="a tokenizer to go on from: a packaged one, or a folder")
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    args = parsed(parser)
+    config = load_config(args.config, args.overrides, settings)
     if args.start:
         config["start"] = args.start
     folder, deadline = cache_folder() / "runs" / args.run, deadline_in(args.minutes)
@@ -244,7 +245,7 @@ def export_networks(kind: str, model: nn.Module, cfg: Any, folder: Path) -> None
     """Write a tokenizer's tokenizer.safetensors (packed) and tokenizer.json; the search defaults of
     an existing tokenizer.json stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(pack(model.state_dict(), keep=EXACT), folder / WEIGHTS_FILE)
+    write_whole(pack(model.state_dict(), keep=EXACT), folder / WEIGHTS_FILE)
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text()) if path.exists() else {"search_defaults": {}}
     config |= {"kind": kind, "model": asdict(cfg)}
@@ -286,8 +287,8 @@ def begin_run(
     """
     torch.manual_seed(config["seed"])
     cfg = sizes_in(config, sizes)
-    free = config.get("free", 0.0)
-    world = world or World(config["tier"], (cfg.image_size,), device=device, free=free)
+    if world is None:
+        world = World(config["tier"], (cfg.image_size,), device=device, **shares_in(config))
     trainer = make(cfg, world.num_objects, config["attribute_weight"]).to(device)
     trainer = trainer.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(

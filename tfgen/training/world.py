@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +111,11 @@ class Layers:
     images: Tensor
     backgrounds: Tensor
     alpha: Tensor
+
+
+def shares_in(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a training config, what its world is made with, see World."""
+    return {name: config[name] for name in ("free", "variants") if name in config}
 
 
 class World:
