@@ -37,7 +37,7 @@ from tfgen.decoding import (
     vae_step,
 )
 from tfgen.decoding.flextok_step import FusedFlexTok
-from tfgen.decoding.triton_support import triton
+from tfgen.decoding.triton_support import FLOAT8_SINCE, triton
 from tfgen.errors import InputError, TfgenError, whole_number
 from tfgen.tokenizers.flextok_config import SIZES, FlexTokConfig, published
 from tfgen.tokenizers.flextok_loading import Networks
@@ -150,10 +150,15 @@ def recording() -> Iterator[dict[Any, Launch]]:
 
 
 def launches_of(
-    config: FlexTokConfig, batch: int, tokens: int, dtype: torch.dtype, residual: torch.dtype
+    config: FlexTokConfig,
+    batch: int,
+    tokens: int,
+    dtype: torch.dtype,
+    residual: torch.dtype,
+    float8: bool = True,
 ) -> list[Launch]:
-    """Of a guided decode, from tokens to a CLIP's input, of a draft in FP8, and of the attention
-    kernel, which does not decode yet."""
+    """Of a guided decode, from tokens to a CLIP's input, of a draft in FP8 where there is such, and
+    of the attention kernel, which does not decode yet."""
     with torch.device("meta"):
         networks = Networks(config).eval().requires_grad_(False)
         networks.decoder.blocks.to(dtype)
@@ -164,7 +169,8 @@ def launches_of(
     with recording() as found:
         latents = tokenizer.decode_latents(prefixes, steps=3)
         tokenizer.vae.decode(latents)
-        tokenizer.in_float8().decode_latents(prefixes, steps=1, guidance=1.0)
+        if float8:
+            tokenizer.in_float8().decode_latents(prefixes, steps=1, guidance=1.0)
         tokenizer.fused.attend = attention.norm_attention_triton
         tokenizer.decode_latents(prefixes, steps=1)
         pictures = torch.empty(batch, 3, config.image_size, config.image_size, device="meta")
@@ -181,6 +187,7 @@ def compile_launch(launch: Launch, arch: int, bytes_rate: float) -> Compiled:
     """Compile a kernel for the compute capability arch / 10. Raises TfgenError where it fails."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.errors import TritonError
 
     signature, constants, attributes = {}, {}, {}
     for i, (name, value) in enumerate(launch.arguments):
@@ -196,7 +203,14 @@ def compile_launch(launch: Launch, arch: int, bytes_rate: float) -> Compiled:
             if value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
+    target = GPUTarget("cuda", arch, 32)
+    try:
+        made = triton.compile(source, target=target, options=dict(launch.options))
+    except (TritonError, RuntimeError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise TfgenError(
+            f"Triton does not compile {launch.name} for compute capability {arch / 10:.1f}: {why}"
+        ) from error
     registers, spilled = _ptxas(made.asm["ptx"], arch)
     warps = made.metadata.num_warps
     held = min(64, 65536 // (max(registers, 16) * 32) // warps * warps)
@@ -256,7 +270,8 @@ def main() -> None:
         )
     rates = (args.tflops * 1e12, args.bandwidth * 1e12)
     config, residual = published(args.model), getattr(torch, args.residual)
-    launches = launches_of(config, args.batch, args.tokens, torch.bfloat16, residual)
+    float8 = divmod(args.arch, 10) >= FLOAT8_SINCE
+    launches = launches_of(config, args.batch, args.tokens, torch.bfloat16, residual, float8)
     compiled = [compile_launch(launch, args.arch, rates[1]) for launch in launches]
     parts = roofline.evaluation(
         config, 2 * args.batch, min(args.tokens + 1, 256), 2, residual.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ import typer
 from tfgen.errors import InputError, whole_number
 
 from . import options as o
-from .generate import INTERRUPTED, check_outputs, output_paths
+from .generate import INTERRUPTED, LAST_SEED, check_outputs, output_paths
 from .report import prompt_warnings
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def ablate(
             "--output",
             "-o",
             metavar="FILE.png",
+            parser=o.new_file,
         ),
     ] = None,
     size: Annotated[int, o.option(o.OUTPUT, "Of each picture on the sheet, in pixels.")] = 160,
@@ -125,10 +127,14 @@ def ablate(
     settings = o.settings_of(locals())
     grid = (o.parse_numbers("--strengths", strengths), o.parse_numbers("--weights", weights))
     names = None if priors is None else list(dict.fromkeys(priors.split(",")))
+    for name in names or ():
+        o.check_prior(name)
     whole_number("--seeds", seeds, 1)
+    whole_number("--seed", seed, 0, LAST_SEED + 1 - seeds)
     whole_number("--size", size, 16, 1024)
 
     from tfgen.ablation import Ablation, available, find_judge, fitting, table
+    from tfgen.image_io import check_file
     from tfgen.pipeline import Pipeline, check_prompt
 
     asked = prompts_of(words, prompts)
@@ -137,6 +143,9 @@ def ablate(
     sheets = output_paths(asked[0][0], output, len(asked) * seeds)
     numbers = output_paths(asked[0][0], output, 1)[0].with_suffix(".json")
     check_outputs(sheets, [], [])
+    check_file(numbers)
+    if prompts is not None and os.path.realpath(prompts) == os.path.realpath(numbers):
+        raise InputError(f"The numbers would replace {str(prompts)!r}: choose another --output.")
     with prompt_warnings(quiet):
         pipeline = Pipeline.load(
             model,
@@ -213,10 +222,10 @@ class Work:
         from tfgen.ablation import write_json
         from tfgen.image_io import save_sheet
 
-        runs = [(*asked, seed) for asked in self.prompts for seed in self.seeds]
+        asked = [(p, self.ablation.readable(p, told, self.judge)) for p, told in self.prompts]
+        runs = [(*one, seed) for one in asked for seed in self.seeds]
         with tqdm(total=self.total, unit=" pictures", disable=quiet, dynamic_ncols=True) as bar:
             for (prompt, metadata, seed), sheet in zip(runs, self.sheets, strict=True):
-                metadata = self.ablation.readable(prompt, metadata, self.judge)
                 found: list[Picture] = []
                 try:
                     for picture in self.ablation.search(prompt, metadata, seed, **options):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import functools
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from .judge import judge
 from .models import models
 from .prior import prior
 from .replay import replay
+from .streams import careful, flushed, silence
 from .tree import tree
 from .words import words
 
@@ -100,6 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Every error is one sentence on stderr; its traceback is shown only with --debug.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with careful():
+        return run(arguments)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """As `main`, where standard output and error are there."""
     debug = "--debug" in arguments
     arguments = with_command([argument for argument in arguments if argument != "--debug"])
     try:
@@ -108,11 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # whoever read our output has seen enough, as in `tfgen models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if not flushed(sys.stdout) and isinstance(error, OSError):
+            error = TfgenError(f"Standard output cannot be written: {error.strerror or error}.")
         message, code = explain(error, arguments)
         print(f"Error: {message}", file=sys.stderr)
         return code
@@ -139,5 +148,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
         if len(arguments) == 1 and arguments[0] != "generate":  # who types tfgen tree may want one
             hint += f", or, for a picture of one, tfgen generate {arguments[0]}"
         return f"{said}: {hint}.", 2
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"The name {str(error.filename)!r} is longer than that of a file can be.", 2
     detail = str(error).strip().partition("\n")[0]
     return f"Unexpected {type(error).__name__}: {detail} (run with --debug for the traceback).", 1

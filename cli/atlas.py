@@ -29,7 +29,11 @@ def build(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Default: where searches with these models look."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Default: where searches with these models look.",
+            parser=o.new_file,
         ),
     ] = None,
     model: o.Model = "sprites",
@@ -45,6 +49,7 @@ def build(
     """
     from tfgen.atlas import Atlas, cached_path
     from tfgen.errors import InputError
+    from tfgen.image_io import check_file
 
     pipeline, models = load(model, verifier, device, seed)
     path = output or cached_path(models)
@@ -52,6 +57,8 @@ def build(
     try:
         found = Atlas.open(path, pipeline.tokenizer, pipeline.verifier, seed)
     except InputError:
+        if output is not None:
+            check_file(output)
         with building(quiet, "codes") as progress:
             found = Atlas.build(
                 pipeline.tokenizer,

@@ -26,7 +26,11 @@ def build(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="For --prior retrieval:FILE; see also info."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="For --prior retrieval:FILE; see also info.",
+            parser=o.new_file,
         ),
     ],
     model: o.Model = "sprites",
@@ -39,9 +43,11 @@ def build(
     Pictures are cropped to their middle square. A file that is no picture is named and left out.
     May be stopped at any time: the same command goes on where it was.
     """
+    from tfgen.image_io import check_file
     from tfgen.pipeline import Pipeline
     from tfgen.priors.bank import Bank, Pictures
 
+    check_file(output)
     skipped: list[str] = []
 
     def skip(sentence: str) -> None:

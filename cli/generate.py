@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 STRIP_COLUMNS = 16
 INTERRUPTED = 130
+LAST_SEED = 2**63 - 1
 
 
 def generate(
@@ -91,15 +93,21 @@ def generate(
         raise InputError(f'The prompt is one argument, so put it in quotes: "{" ".join(words)}".')
     prompt = words[0]
     whole_number("--num-images", num_images, 1)
+    whole_number("--seed", seed, 0, LAST_SEED + 1 - num_images)
+    o.check_prior(prior)
     paths = output_paths(prompt, output, num_images)
     strips = [] if steps_image is None else numbered(steps_image, num_images)
     traces = [] if trace is None else numbered(trace, num_images)
     check_outputs(paths, strips, traces)
 
+    from tfgen.interrupts import ctrl_c_once
     from tfgen.pipeline import Pipeline, check_prompt
 
     check_prompt(prompt, negative or (), score)
     done: list[tuple[Result, Path]] = []
+    steps_paths: list[Path] = []
+    failures: list[TfgenError] = []
+    stopped = False
     with prompt_warnings(quiet) as sentences:
         pipeline = Pipeline.load(
             model,
@@ -115,41 +123,55 @@ def generate(
         )
         try:
             for index, path in enumerate(paths):
-                with search_bar(quiet) as progress:
-                    result = pipeline.generate(
-                        prompt,
-                        negative=negative or (),
-                        seed=seed + index,
-                        progress=progress,
-                        trace=traces[index] if traces else None,
-                        resume=resume,
-                        **settings,
-                    )
-                save(result, path)
-                done.append((result, path))
-                if not quiet:
-                    print(summary(result, path), file=sys.stderr)
-                if strips:
-                    save_strip(result, strips[index])
-                if result.interrupted:
+                with ctrl_c_once() as ctrl_c:
+                    with search_bar(quiet) as progress:
+                        result = pipeline.generate(
+                            prompt,
+                            negative=negative or (),
+                            seed=seed + index,
+                            progress=progress,
+                            trace=traces[index] if traces else None,
+                            resume=resume,
+                            **settings,
+                        )
+                    path = save(result, path, failures)
+                    done.append((result, path))
+                    if not quiet:
+                        print(summary(result, path), file=sys.stderr)
+                    if strips and save_strip(result, strips[index], failures):
+                        steps_paths.append(strips[index])
+                if result.interrupted or ctrl_c.pressed:
+                    stopped = True
                     break
         except KeyboardInterrupt:
             if not done:
                 raise
+            stopped = True
+        except TfgenError as error:
+            if not done:
+                raise
+            tell(error, failures)
     if as_json:
-        print(json.dumps(report(prompt, pipeline, done, strips, traces, sentences), indent=2))
-    interrupted = len(done) < num_images or done[-1][0].interrupted
-    if interrupted:
+        print(json.dumps(report(prompt, pipeline, done, steps_paths, traces, sentences), indent=2))
+    if stopped:
         last, path = done[-1]
         kept = "the best picture so far" if last.interrupted else "the pictures finished so far"
         again = "" if resume is None else f" The same command goes on from {str(resume)!r}."
         print(f"Stopped by Ctrl-C: kept {kept} in {str(path)!r}.{again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    if failures:
+        raise typer.Exit(failures[-1].exit_code)
+
+
+def tell(error: TfgenError, failures: list[TfgenError]) -> None:
+    """Say and note an error that does not take with it what was found before."""
+    failures.append(error)
+    print(f"Error: {error}", file=sys.stderr)
 
 
 def output_paths(prompt: str, output: Path | None, count: int) -> list[Path]:
     """Where the pictures go: `output`, or a file named after the prompt in that folder or here."""
-    if output is None or output.is_dir():
+    if output is None or os.path.isdir(output):
         output = (output or Path()) / f"{slug(prompt)}.png"
     elif not output.suffix:
         output = output.with_name(f"{output.name}.png")
@@ -157,9 +179,12 @@ def output_paths(prompt: str, output: Path | None, count: int) -> list[Path]:
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """The path itself for one picture; name-1.png, name-2.png, ... for several."""
+    """The path itself for one picture; name-1.png, name-2.png, ... for several. Raises InputError
+    where there is no name to be numbered."""
     if count == 1:
         return [path]
+    if path.name in ("", ".."):
+        raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
     return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]
 
 
@@ -181,29 +206,47 @@ def check_outputs(paths: list[Path], strips: list[Path], traces: list[Path]) -> 
     for path in traces:
         check_trace(path)
     written = {"--output": paths, "--steps-image": strips, "--trace": traces}
-    owners: dict[Path, str] = {}
+    owners: dict[str, str] = {}
     for name, files in written.items():
         for path in files:
-            if path in owners:
-                raise InputError(f"{owners[path]} and {name} are the same file, {str(path)!r}.")
-            owners[path] = name
+            place = os.path.realpath(path)  # one file has many paths
+            if place in owners:
+                raise InputError(f"{owners[place]} and {name} are the same file, {str(path)!r}.")
+            owners[place] = name
 
 
-def save(result: Result, path: Path) -> None:
-    """Write the picture; if that fails now, write it to the temporary folder and say where."""
+def save(result: Result, path: Path, failures: list[TfgenError]) -> Path:
+    """Write the picture; if that fails now, write it to the temporary folder and say so. Returns
+    where it is; raises TfgenError where it is nowhere."""
     try:
-        result.save(path)
-    except TfgenError as error:
+        return result.save(path)
+    except TfgenError as caught:
+        error = caught
+    refuge = None
+    try:
         with tempfile.NamedTemporaryFile(
-            prefix=f"tfgen-{path.stem[:60]}-", suffix=".png", delete=False
+            prefix=f"tfgen-{path.stem[:40]}-", suffix=".png", delete=False
         ) as file:
-            refuge = file.name
+            refuge = Path(file.name)
         result.save(refuge)
-        raise TfgenError(f"{error} The picture is in {refuge!r} instead.") from error
+    except (OSError, TfgenError) as other:
+        if refuge is not None:
+            refuge.unlink(missing_ok=True)
+        raise TfgenError(
+            f"{error} Nor could it be written to the temporary folder: make room, and search again."
+        ) from other
+    tell(TfgenError(f"{error} The picture is in {str(refuge)!r} instead."), failures)
+    return refuge
 
 
-def save_strip(result: Result, path: Path) -> None:
+def save_strip(result: Result, path: Path, failures: list[TfgenError]) -> bool:
+    """Whether the strip could be written; what comes after it does not depend on it."""
     from tfgen.image_io import contact_sheet, save_sheet
 
     labels = [f"k={step.length} score {step.best_score:.2f}" for step in result.steps]
-    save_sheet(contact_sheet(result.step_images(), labels, STRIP_COLUMNS), path)
+    try:
+        save_sheet(contact_sheet(result.step_images(), labels, STRIP_COLUMNS), path)
+    except TfgenError as error:
+        tell(error, failures)
+        return False
+    return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,24 @@ OUTPUT, MODELS, SEARCH = "Output", "Models", "Search"
 METHOD, LIMITS = "Which search, and what it varies", "Limits and records"
 
 
-def option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
+def option(
+    panel: str,
+    text: str,
+    *names: str,
+    metavar: str | None = None,
+    parser: Callable[[str], Any] | None = None,
+) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, parser=parser, rich_help_panel=panel)
+
+
+def new_file(text: str) -> Path:
+    """The path of a file to be written. Raises InputError on a folder that is not there, which a
+    path by itself could not be told from a file."""
+    if text.endswith(os.sep) and not os.path.isdir(text):
+        raise InputError(
+            f"There is no folder {text!r}: create it first, or give the name of a file."
+        )
+    return Path(text)
 
 
 Prompt = Annotated[
@@ -30,6 +47,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE.png",
+        parser=new_file,
     ),
 ]
 NumImages = Annotated[
@@ -43,7 +61,10 @@ NumImages = Annotated[
 StepsImage = Annotated[
     Path | None,
     option(
-        OUTPUT, "Also write the best picture after each step, side by side.", metavar="FILE.png"
+        OUTPUT,
+        "Also write the best picture after each step, side by side.",
+        metavar="FILE.png",
+        parser=new_file,
     ),
 ]
 AsJson = Annotated[
@@ -313,7 +334,13 @@ Cache = Annotated[
 ]
 TraceFile = Annotated[
     Path | None,
-    option(LIMITS, "Write every candidate of every step as JSON.", "--trace", metavar="FILE.jsonl"),
+    option(
+        LIMITS,
+        "Write every candidate of every step as JSON.",
+        "--trace",
+        metavar="FILE.jsonl",
+        parser=new_file,
+    ),
 ]
 Resume = Annotated[
     Path | None,
@@ -344,6 +371,16 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
         "screen": True if given.get("screen") else None,
         "atlas": False if given.get("no_atlas") else None,
     }
+
+
+def check_prior(name: str | None) -> None:
+    """Raises InputError where a prior is said to have a file of its own, but not which."""
+    for part in (name or "").split("+"):
+        if part.endswith(":"):
+            raise InputError(
+                f"The prior {part!r} names no file: give one, as in {part}FILE, or leave the colon "
+                "out for the model's own."
+            )
 
 
 def parse_lookahead(text: str | None) -> int | str | None:

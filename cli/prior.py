@@ -21,7 +21,14 @@ def fit(
         Path, typer.Argument(metavar="IMAGES_DIR", help="A folder of pictures, at any depth.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="For --prior frequency:FILE.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="For --prior frequency:FILE.",
+            parser=o.new_file,
+        ),
     ],
     model: o.Model = "sprites",
     device: o.Device = "auto",
@@ -37,12 +44,13 @@ def fit(
     """
     from tfgen import hub
     from tfgen.errors import whole_number
+    from tfgen.image_io import check_file
     from tfgen.pipeline import find_device
     from tfgen.priors.bank import Pictures
     from tfgen.priors.counting import count_pictures
 
     whole_number("--min-count", min_count, 1)
-    check_output(output)
+    check_file(output)
 
     def skip(sentence: str) -> None:
         if not quiet:
@@ -67,16 +75,4 @@ def fit(
             f"{output}  {found.metadata['scenes']:,} pictures counted, {bits:.2f} bits a token on "
             f"{found.metadata['held_out']:,} others, of {math.log2(found.vocab_size):.2f}",
             file=sys.stderr,
-        )
-
-
-def check_output(path: Path) -> None:
-    """Find out before the work, not after it, whether the prior can be written."""
-    from tfgen.errors import InputError
-
-    if path.is_dir():
-        raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
-    if not path.parent.is_dir():
-        raise InputError(
-            f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: create it first."
         )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import new_file
+
 if TYPE_CHECKING:
     from tfgen.replaying import Replay
 
@@ -16,7 +18,13 @@ def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE.png", help="A picture that tfgen wrote.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.png", help="Also write the new picture here."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.png",
+            help="Also write the new picture here.",
+            parser=new_file,
+        ),
     ] = None,
     model: Annotated[
         str | None,

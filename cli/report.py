@@ -102,7 +102,8 @@ def report(
     traces: Sequence[Path],
     sentences: Sequence[str],
 ) -> dict[str, Any]:
-    """The object of --json. At the top: the best picture; the accounts and seconds of all."""
+    """The object of --json. At the top: the best picture; the accounts and seconds of all. strips:
+    those that could be written."""
     best, _ = max(done, key=lambda item: item[0].score)
     return {
         "tfgen": tfgen.__version__,
@@ -124,7 +125,7 @@ def report(
         "interrupted": any(result.interrupted for result, _ in done),
         "warnings": list(sentences),
         "paths": [str(path) for _, path in done],
-        "steps_paths": [str(path) for path in strips[: len(done)]],
+        "steps_paths": [str(path) for path in strips],
         "trace_paths": [str(path) for path in traces[: len(done)]],
         "images": [picture(result, path) for result, path in done],
     }

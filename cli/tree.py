@@ -27,6 +27,7 @@ def tree(
             "--output",
             "-o",
             metavar="FILE",
+            parser=o.new_file,
             help="A .png, or an .html page that shows tokens and scores (default: TRACE-tree.png).",
         ),
     ] = None,
@@ -46,15 +47,17 @@ def tree(
     A row a step: the kept candidates, then the best pruned ones, faded; the way to the result in
     orange. Every picture is decoded again from its tokens.
     """
-    from tfgen.image_io import check_writable, save_sheet
+    from tfgen.image_io import check_file, check_writable, save_sheet
     from tfgen.search_tree import draw, lay_out, page, read_tree, thumbnails
 
     whole_number("--pruned", pruned, 0)
     whole_number("--size", size, 16, 1024)
+    if os.path.isdir(trace):
+        raise InputError(f"{str(trace)!r} is a folder: give the trace that a search wrote.")
     output = output or trace.with_name(f"{trace.stem}-tree.png")
     is_page = output.suffix.lower() in (".html", ".htm")
     if is_page:
-        check_folder(output)
+        check_file(output)
     else:
         check_writable(output)
     found = read_tree(trace, pruned)
@@ -76,24 +79,19 @@ def load_tokenizer(header: dict[str, Any], model: str | None, device: str) -> To
 
     try:
         name, fingerprint = header["model"]["name"], header["model"]["fingerprint"]
+        if not isinstance(name, str):
+            raise TypeError
     except (KeyError, TypeError):
         raise InputError("The trace does not say of which model it is: make it again.") from None
     tokenizer = hub.load_tokenizer(model or name, find_device(device))
-    if tokenizer.fingerprint() != fingerprint:
+    here = tokenizer.picture_fingerprint()
+    if here != fingerprint:
         raise InputError(
             f"The trace was made with other weights of {name!r} (fingerprint {fingerprint}) than "
-            f"{model or name!r} has here ({tokenizer.fingerprint()}): give the folder with those "
+            f"{model or name!r} has here ({here}): give the folder with those "
             "weights as --model."
         )
     return tokenizer
-
-
-def check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise InputError(
-            f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: create it "
-            "first, or choose another output."
-        )
 
 
 def write(path: Path, text: str) -> None:

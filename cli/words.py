@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tfgen.errors import InputError
+
+if TYPE_CHECKING:
+    from tfgen.verifiers.contrast import ContrastWords
+    from tfgen.verifiers.words import WordTokenizer
 
 WIDTH = 100
 
@@ -36,6 +40,7 @@ def words(
     from tfgen.hub import DEFAULT_VERIFIER, locate
     from tfgen.verifiers.contrast import ContrastWords
     from tfgen.verifiers.rewording import Rewording
+    from tfgen.verifiers.words import WordTokenizer
 
     if "/" in verifier and not verifier.startswith((".", "/", "~")):
         raise InputError(f"{verifier!r} reads whatever is said: try {DEFAULT_VERIFIER!r}.")
@@ -45,11 +50,16 @@ def words(
     known = ContrastWords.load(folder / "contrast.json")
     if prompt:
         said = Rewording(known)(prompt[0])
+        vocabulary = WordTokenizer.load(folder / "vocabulary.json")
+        check_known(said.text, vocabulary, known, folder.name)
+        unknown = vocabulary.unknown(said.text)
         if as_json:
             told = {"prompt": prompt[0], "read_as": said.text, "left_out": said.left_out}
-            print(json.dumps(told | {"added": said.added}, indent=2))
+            print(json.dumps(told | {"added": said.added, "unknown": unknown}, indent=2))
         else:
             print("\n".join(said.sentences() or [f"The prompt is read as it is: {said.text!r}."]))
+            if unknown:
+                print(f"The verifier does not know: {', '.join(map(repr, unknown))}.")
         return
     lists = {
         "objects": [spec["name"] for spec in known.objects],
@@ -66,3 +76,18 @@ def words(
     for name, entries in lists.items():
         print(f"{name} ({len(entries)})")
         print(textwrap.fill(", ".join(entries), WIDTH, initial_indent="  ", subsequent_indent="  "))
+
+
+def check_known(text: str, vocabulary: WordTokenizer, known: ContrastWords, name: str) -> None:
+    """Raises InputError on a prompt that a search would refuse, in the words of `ClipVerifier`,
+    whose weights are not loaded here."""
+    room = vocabulary.context_length - 2
+    if not vocabulary.fits(text):
+        raise InputError(
+            f"The prompt is too long: {name} reads at most {room} words. Shorten {text!r}."
+        )
+    if set(vocabulary.split(text)) <= set(vocabulary.unknown(text)):
+        raise InputError(
+            f"The verifier {name} knows no word of {text!r}; it knows "
+            f"{', '.join(spec['plural'] for spec in known.objects[:12])} and more."
+        )

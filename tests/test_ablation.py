@@ -198,6 +198,23 @@ def test_an_empty_file_of_prompts_is_refused(ablate: Callable[..., Run]) -> None
     assert "'none.txt' is empty" in ablate("--prompts", "none.txt").err
 
 
+def test_the_mark_that_windows_puts_first_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a fox\n", encoding="utf-8-sig")
+    assert ablation.read_prompts(tmp_path / "p.txt") == [("a fox", None)]
+
+
+def test_that_the_numbers_cannot_be_written_is_known_before_the_search(
+    ablate: Callable[..., Run],
+) -> None:
+    Path("a-fox.json").mkdir()
+    done = ablate(PROMPT, *GRID)
+    assert done.code == 2 and is_one_sentence(done.err) and "'a-fox.json': it is a fold" in done.err
+    Path("p.json").write_text("a fox\n")
+    done = ablate("--prompts", "p.json", *GRID, "-o", "p.png")
+    assert done.code == 2 and "The numbers would replace 'p.json'" in done.err
+    assert SavedVerifier.calls == 0 and Path("p.json").read_text() == "a fox\n"
+
+
 def test_the_beam_suits_the_budget_unless_it_is_said() -> None:
     pipeline = toy_pipeline()
     assert ablation.fitting(pipeline, {"budget": 256}) == {
@@ -242,8 +259,30 @@ def test_the_judge_says_whether_the_prompt_is_shown(
 
 
 def test_a_prompt_that_the_judge_cannot_read_has_no_verdict(judged: Callable[..., Run]) -> None:
-    judged("a zebra")
+    done = judged("a zebra")
     assert pictures("a-zebra.json")[0]["verdict"] is None
+    assert "Warning: 'a zebra' is not judged. The judge knows no object in" in done.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "unknown"),
+    [
+        ({"include": [{"class": "car", "count": 1, "color": "teal"}]}, "'teal'"),
+        ({"include": [{"class": "car", "count": 1}], "background": "a kitchen"}, "'a kitchen'"),
+        ({"include": [{"class": "car", "count": 1, "or": ["bench"]}]}, "'bench'"),
+        ({"background": "a kitchen"}, "'a kitchen'"),
+        ({"include": [{"class": "car", "count": 1, "color": "red"}]}, None),
+    ],
+)
+def test_what_the_judge_cannot_name_is_not_judged_as_wrong(
+    judged: Callable[..., Run], asked: dict[str, Any], unknown: str | None
+) -> None:
+    Path("p.jsonl").write_text(json.dumps({"tag": "x", "prompt": "a car", **asked}) + "\n")
+    done = judged("--prompts", "p.jsonl", "-o", "out", "--seeds", "2")
+    verdicts = [one["verdict"] for one in pictures("out.json")]
+    said = f"Warning: 'a car' is not judged. The judge does not know {unknown}."
+    assert done.err.count(said) == (unknown is not None)
+    assert all((verdict is None) == (unknown is not None) for verdict in verdicts)
 
 
 def test_prompts_in_genevals_format_say_themselves_what_they_ask_for(

@@ -162,21 +162,81 @@ def test_a_damaged_entry_is_unknown_and_can_be_put_again(tmp_path: Path) -> None
         assert known.all() and torch.equal(found, embeddings)
 
 
-def test_a_file_damaged_in_use_ends_the_cache_and_not_the_search(tmp_path: Path) -> None:
-    tokens, embeddings = some(2000, dimensions=64)
-    with EmbeddingCache(tmp_path, MODELS) as cache:
+def damaged(folder: Path, tokens: Tensor, embeddings: Tensor) -> None:
+    """A cache of these, whose pages are overwritten but for those that opening needs."""
+    with EmbeddingCache(folder, MODELS) as cache:
         cache.put(tokens, embeddings)
-    path = tmp_path / FILE_NAME
+    path = folder / FILE_NAME
     size = path.stat().st_size
-    with path.open("r+b") as file:  # all pages but those that opening needs
+    with path.open("r+b") as file:
         file.seek(5 * 4096)
         file.write(b"\xff" * (size - 5 * 4096))
+
+
+@pytest.mark.parametrize("first", ["get", "put"])
+def test_a_damage_that_shows_in_use_starts_the_file_anew(tmp_path: Path, first: str) -> None:
+    tokens, embeddings = some(2000, dimensions=64)
+    damaged(tmp_path, tokens, embeddings)
     with EmbeddingCache(tmp_path, MODELS) as cache:
+        with pytest.warns(CacheWarning, match="is damaged .* and is started anew.$"):
+            if first == "get":
+                assert not cache.get(tokens)[0].any()
+            else:
+                cache.put(tokens, embeddings)
+        cache.put(tokens, embeddings)
+    with warnings.catch_warnings(), EmbeddingCache(tmp_path, MODELS) as cache:
+        warnings.simplefilter("error")
+        assert torch.equal(cache.get(tokens)[1], embeddings)
+
+
+def test_a_failure_that_is_not_the_files_ends_the_cache_and_not_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    tokens, embeddings = some(20)
+    with EmbeddingCache(tmp_path, MODELS) as cache:
+        cache.put(tokens, embeddings)
+        monkeypatch.setattr(cache, "_read", fail)
         with pytest.warns(CacheWarning, match="is of no use from here on .* without it.$"):
             known, _ = cache.get(tokens)
         assert not known.any()
         cache.put(tokens, embeddings)  # in vain, and quietly
         assert not cache.get(tokens)[0].any()
+    with EmbeddingCache(tmp_path, MODELS) as cache:
+        assert len(cache) == 20
+
+
+def test_a_damaged_file_that_cannot_be_started_anew_ends_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("the folder is gone")
+
+    tokens, embeddings = some(2000, dimensions=64)
+    damaged(tmp_path, tokens, embeddings)
+    with EmbeddingCache(tmp_path, MODELS) as cache:
+        monkeypatch.setattr(cache, "_remove", fail)
+        with pytest.warns(CacheWarning, match="is of no use from here on .the folder is gone"):
+            cache.put(tokens, embeddings)
+        assert not cache.get(tokens)[0].any()
+
+
+def test_damage_that_sqlite_quotes_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quote(*_: object) -> None:
+        b"malformed database schema (\xff)".decode()
+
+    tokens, embeddings = some(20)
+    with EmbeddingCache(tmp_path, MODELS) as cache:
+        monkeypatch.setattr(cache, "_read", quote)
+        with pytest.warns(CacheWarning, match="is started anew"):
+            cache.get(tokens)
+        monkeypatch.undo()
+        cache.put(tokens, embeddings)
+        assert torch.equal(cache.get(tokens)[1], embeddings)
 
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:

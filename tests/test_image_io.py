@@ -108,7 +108,11 @@ def test_a_truncated_png_is_refused(tmp_path: Path) -> None:
         load_png(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1, 2]", "null", '{"a": ' + "[" * 9**5, '{"a": ' + "[" * 99 + "]" * 99 + "}"],
+    ids=["empty", "cut", "list", "null", "endless", "deep"],
+)
 def test_a_damaged_recipe_is_refused(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +163,12 @@ def test_a_folder_that_takes_no_file_is_not_writable(
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
     with pytest.raises(InputError, match="Permission denied"):
         check_writable(tmp_path / "fox.png")
+
+
+def test_a_name_that_is_too_long_is_not_writable(tmp_path: Path) -> None:
+    for path in (tmp_path / f"{'f' * 300}.png", tmp_path / ("f" * 300) / "fox.png"):
+        with pytest.raises(InputError, match="too long|there is no folder"):
+            check_writable(path)
 
 
 # Contact sheets

@@ -126,6 +126,7 @@ def test_the_trace_of_a_killed_search_is_read_as_far_as_it_goes(trace: Path) -> 
         ('{"kind": "header", "format": 1}\n', "has no step yet"),
         ('{"kind": "header", "format": 1}\n{"kind": "step"}\n', "is a damaged trace"),
         ('{"kind": "header", "format": 1}\nno json\n', "Line 2 of .* is no JSON"),
+        ('{"kind": ' + "[" * 9**5 + "\n", "Line 1 of .* is no JSON"),
     ],
 )
 def test_what_is_no_trace_is_one_sentence(
@@ -137,6 +138,34 @@ def test_what_is_no_trace_is_one_sentence(
     with pytest.raises(InputError, match=message) as error:
         read_tree(path)
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda header, step, pool: pool.update(scores=["high"] * 6),
+        lambda header, step, pool: pool.update(verifier_scores=[[]] * 6),
+        lambda header, step, pool: pool.update(scores=pool["scores"][:2]),
+        lambda header, step, pool: pool.update(kept=[]),
+        lambda header, step, pool: pool.update(kept=[99]),
+        lambda header, step, pool: pool.update(parents=["-1"] * 6),
+        lambda header, step, pool: pool.update(tokens=[[10**30]] * 6),
+        lambda header, step, pool: pool.update(tokens=[[0, 0]] * 6),
+        lambda header, step, pool: step.update(best_score="high"),
+        lambda header, step, pool: step.update(decodes="many"),
+        lambda header, step, pool: step.update(pool=None),
+        lambda header, step, pool: header.update(seed="0"),
+        lambda header, step, pool: header.pop("seed"),
+        lambda header, step, pool: header.update(settings=[]),
+    ],
+)
+def test_a_trace_with_other_values_is_one_sentence(trace: Path, damage: Any) -> None:
+    told = lines(trace)
+    damage(told[0], told[1], told[1]["pool"])
+    rewrite(trace, told)
+    with pytest.raises(InputError, match="is a damaged trace") as error:
+        read_tree(trace)
+    assert "\n" not in str(error.value)
 
 
 def test_reading_and_layout_need_no_torch(trace: Path) -> None:
@@ -253,6 +282,7 @@ def test_the_command_draws_a_png_or_writes_a_page(
     [
         (["fox.jsonl", "-o", "fox.gif"], "ends in .png"),
         (["fox.jsonl", "-o", "gone/fox.html"], "there is no folder 'gone'"),
+        (["fox.jsonl", "-o", "folder.html"], "it is a folder"),
         (["fox.jsonl", "--pruned", "-1"], "--pruned must be a whole number from 0 up"),
         (["fox.jsonl", "--size", "4"], "--size must be a whole number from 16 to 1024"),
         (["gone.jsonl"], "There is no file"),
@@ -266,6 +296,7 @@ def test_bad_input_is_one_sentence(
     message: str,
 ) -> None:
     write_toy_model(Path("other"), brightness=0.5)
+    Path("folder.html").mkdir()
     arguments = ["./other" if argument == "other" else argument for argument in arguments]
     assert main(["tree", *arguments]) == 2
     error = capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isqrt
@@ -16,7 +17,7 @@ from tfgen import hub
 from tfgen.errors import InputError, TfgenError
 from tfgen.image_io import contact_sheet
 from tfgen.judge import Judge, Verdict, metadata_of
-from tfgen.pipeline import Pipeline, Result
+from tfgen.pipeline import Pipeline, PromptWarning, Result
 from tfgen.search.schedule import prefix_lengths
 from tfgen.spriteeval import Metadata, read
 from tfgen.spriteeval.scoring import judge_picture
@@ -109,16 +110,21 @@ class Ablation:
         self, prompt: str, metadata: Metadata | None, folder: Path | None = None
     ) -> Metadata | None:
         """What a prompt asks for, by its metadata, else by its words as the judge of the folder
-        reads them; None where there is no judge, or it cannot tell."""
+        reads them; None where there is no judge and, with a warning (PromptWarning), where it
+        cannot tell."""
         if self.judge is None:
             return None
         try:
             metadata = metadata or metadata_of(prompt, folder)
-        except InputError:
-            return None
-        known = {spec["name"] for spec in self.judge.words.objects}
-        things = [*metadata["include"], *metadata.get("exclude", [])]
-        return metadata if known.issuperset(thing["class"] for thing in things) else None
+        except InputError as error:
+            reason = str(error)
+        else:
+            unknown = unknown_to(self.judge, metadata)
+            if not unknown:
+                return metadata
+            reason = f"The judge does not know {', '.join(map(repr, unknown))}."
+        warnings.warn(f"{prompt!r} is not judged. {reason}", PromptWarning, stacklevel=2)
+        return None
 
     def search(
         self, prompt: str, metadata: Metadata | None, seed: int, **options: Any
@@ -145,6 +151,17 @@ class Ablation:
             for picture in pictures
         ]
         return contact_sheet(resized, [picture.label for picture in pictures], self.columns)
+
+
+def unknown_to(judge: Judge, metadata: Metadata) -> list[str]:
+    """The objects, colours and backgrounds that a prompt asks for and the judge cannot name: of
+    them it would find none in any picture."""
+    things = [*metadata.get("include", ()), *metadata.get("exclude", ())]
+    asked = [(name, judge.objects) for t in things for name in (t["class"], *t.get("or", ()))]
+    asked += [(thing["color"], judge.colours) for thing in things if "color" in thing]
+    if place := metadata.get("background"):
+        asked.append((place, judge.backgrounds))
+    return list(dict.fromkeys(name for name, known in asked if name not in known))
 
 
 def with_prior(pipeline: Pipeline, name: str) -> Pipeline:
@@ -204,7 +221,7 @@ def read_prompts(path: Path) -> list[tuple[str, Metadata | None]]:
     if path.suffix == ".jsonl":
         return [(metadata["prompt"], metadata) for metadata in read(path)]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(f"The prompt file {str(path)!r} cannot be read: {reason}.") from error

@@ -14,6 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,10 @@ COMMIT;
 """
 
 
+# Of SQLite; where it quotes damaged bytes in its complaint, Python fails to decode that.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+
+
 class CacheWarning(UserWarning):
     """The cache on disk is of no use, and why; the search is as good without it."""
 
@@ -55,10 +60,11 @@ class EmbeddingCache:
     It is a SQLite file in WAL mode: writes are transactions, so a killed process leaves no half of
     one, and any number of processes may read and write at once. Each entry carries a checksum, as
     SQLite has none: a damaged entry counts as unknown. A file that SQLite cannot read is started
-    anew. When the file grows beyond `limit` bytes, its oldest entries are dropped.
+    anew, whenever that shows. When the file grows beyond `limit` bytes, its oldest entries are
+    dropped.
 
     Nothing that goes wrong once it is open ends a search: it warns (CacheWarning), and from then on
-    knows nothing.
+    knows nothing, or only what is put after that.
     """
 
     def __init__(
@@ -76,13 +82,11 @@ class EmbeddingCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._connection = self._open()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # the disk's fault, not the file's
+            except _FAILURES as error:
+                if not _is_damage(error):
                     raise
-                self._warn(f"is damaged ({error}) and is started anew")
-                self._remove()
-                self._connection = self._open()
-        except (OSError, sqlite3.Error) as error:
+                self._start_anew(error)
+        except (OSError, *_FAILURES) as error:
             raise InputError(
                 f"The cache {str(self.path)!r} cannot be opened ({error}): give another folder as "
                 "--cache, or --cache off."
@@ -97,9 +101,8 @@ class EmbeddingCache:
             try:
                 if self._connection is not None:
                     found = [self._read(self._connection, prefix) for prefix in prefixes]
-            except sqlite3.Error as error:
-                self._give_up(error)
-                found = [None] * len(prefixes)
+            except _FAILURES as error:
+                self._recover(error)
         known = torch.tensor([row is not None for row in found], dtype=torch.bool)
         if not known.any():
             return known, torch.zeros(len(found), 0)
@@ -122,8 +125,8 @@ class EmbeddingCache:
                 return
             try:
                 self._write(self._connection, rows)
-            except sqlite3.Error as error:
-                self._give_up(error)
+            except _FAILURES as error:
+                self._recover(error, rows)
 
     def __len__(self) -> int:
         """Entries of these models."""
@@ -177,7 +180,7 @@ class EmbeddingCache:
             "SELECT embedding FROM embeddings WHERE models = ? AND prefix = ?",
             (self._models, prefix),
         ).fetchone()
-        if row is None:
+        if row is None or not isinstance(row[0], bytes):
             return None
         value, checksum = row[0][:-4], row[0][-4:]
         return np.frombuffer(value, np.float32) if checksum == _checksum(prefix, value) else None
@@ -195,7 +198,8 @@ class EmbeddingCache:
                 pass
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # where the file is damaged, there may be none any more
+                connection.execute("ROLLBACK")
             raise
 
     def _bytes(self, connection: sqlite3.Connection) -> int:
@@ -215,10 +219,28 @@ class EmbeddingCache:
         )
         return dropped.rowcount > 0
 
-    def _give_up(self, error: sqlite3.Error) -> None:
-        self._warn(f"is of no use from here on ({error}); the search goes on without it")
+    def _recover(self, error: Exception, rows: Sequence[tuple[int, bytes, bytes]] = ()) -> None:
+        """Start a damaged file anew, with these rows; give the cache up where that is of no use."""
+        try:
+            if not _is_damage(error):
+                raise error
+            self._start_anew(error)
+            if rows:
+                self._write(self._connection, [(self._models, *row[1:]) for row in rows])
+        except (OSError, *_FAILURES) as failure:
+            self._warn(f"is of no use from here on ({failure}); the search goes on without it")
+            self._drop_connection()
+
+    def _start_anew(self, error: Exception) -> None:
+        self._drop_connection()
+        self._remove()
+        self._connection = self._open()
+        self._warn(f"is damaged ({error}) and is started anew")
+
+    def _drop_connection(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            with suppress(sqlite3.Error):
+                self._connection.close()
         self._connection = None
 
     def _remove(self) -> None:
@@ -241,6 +263,15 @@ def rounding(engine: Engine, device: torch.device) -> dict[str, Any]:
         "rows": engine.rows,
         **({} if alone else {"threads": torch.get_num_threads()}),
     }
+
+
+def _is_damage(error: Exception) -> bool:
+    """Of the file, and not the disk's fault, nor that of another process."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(
+        error, sqlite3.OperationalError
+    )
 
 
 def _blobs(tokens: Tensor) -> list[bytes]:

@@ -31,7 +31,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
 def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
     """`value` as an int, or InputError where it is none or lies outside low..high."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = int(operator.index(value))  # type: ignore[arg-type]
     except TypeError:
         number = None
     if number is None or number < low or (high is not None and number > high):
@@ -43,8 +43,8 @@ def whole_number(name: str, value: object, low: int, high: int | None = None) ->
 def finite_number(name: str, value: object, low: float) -> float:
     """`value` as a float, or InputError where it is none, not finite, or below low."""
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number >= low):
         raise InputError(f"{name} must be a finite number from {low:g} up, not {value!r}.")

@@ -1,8 +1,8 @@
 """Pictures on disk: a PNG with its recipe inside, contact sheets, step strips.
 
 The recipe is a JSON object in an iTXt chunk named `tfgen`. It holds everything needed to make the
-picture again, and nothing that differs between two runs of the same command (no time, no duration),
-so that the same command writes the same file.
+picture again, and nothing that differs between two runs of the same command (no time, no duration,
+no memory), so that on the same machine the same command writes the same file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECIPE_KEY = "tfgen"
+DEEPEST = 20  # levels of a recipe that is read: what tfgen writes has four
 LABEL_SIZE = 14
 PAPER, INK = "white", "black"
 
@@ -42,8 +44,7 @@ def pixel_hash(image: Image.Image) -> str:
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Find out before a search, not after it, whether a PNG can be written to `path`.
 
-    Returns the path. Raises InputError when the name is no PNG name, the folder is missing, or
-    the folder or the file cannot be written to. Leaves nothing behind.
+    Returns the path. Raises InputError when the name is no PNG name, or as `check_file` does.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -51,17 +52,26 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
             f"Cannot write {str(path)!r}: pictures are written as PNG, which can carry their "
             "recipe: choose a name that ends in .png."
         )
-    if not path.parent.is_dir():
+    return check_file(path)
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """Find out before the work, not after it, whether a file can be written to `path`.
+
+    Returns the path. Raises InputError when it is a folder, its own folder is missing, its name is
+    too long, or the folder or the file cannot be written to. Leaves nothing behind.
+    """
+    path = Path(path)
+    if not os.path.isdir(path.parent):
         raise InputError(
             f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: "
             "create it first, or choose another output."
         )
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
     try:
-        if path.exists():
-            with path.open("ab"):
-                pass
+        with suppress(FileNotFoundError), path.open("r+b"):  # one that is there stays as it is
+            pass
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem[:40]}."):
             pass
     except OSError as error:
@@ -124,11 +134,22 @@ def load_png(path: str | os.PathLike[str]) -> tuple[Image.Image, dict[str, Any]]
         )
     try:
         recipe = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"The recipe in {str(path)!r} is damaged: {error}.") from error
     if not isinstance(recipe, dict):
         raise InputError(f"The recipe in {str(path)!r} is damaged: it is no JSON object.")
+    if _is_deep(recipe):  # it could be read, but not be written again
+        raise InputError(f"The recipe in {str(path)!r} is damaged: it is nested too deeply.")
     return image, recipe
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a JSON value has more than DEEPEST levels."""
+    level = [value]
+    for _ in range(DEEPEST):
+        lists = [list(one.values()) if isinstance(one, dict) else one for one in level]
+        level = [part for one in lists if isinstance(one, list) for part in one]
+    return bool(level)
 
 
 def contact_sheet(

@@ -21,9 +21,10 @@ from tfgen.atlas import Atlas
 from tfgen.cache import EmbeddingCache, rounding
 from tfgen.decoding.engine import EngineMaker, engine_maker
 from tfgen.decoding.threads import one_thread
-from tfgen.errors import InputError, TfgenError, unknown
+from tfgen.errors import InputError, TfgenError, unknown, whole_number
 from tfgen.forecaster import Forecaster
 from tfgen.image_io import pixel_hash, save_png, to_image
+from tfgen.interrupts import ctrl_c_once
 from tfgen.priors.base import Prior
 from tfgen.search import (
     Accounts,
@@ -37,6 +38,7 @@ from tfgen.search import (
     Stopped,
     search,
 )
+from tfgen.search.given import check_given
 from tfgen.search.settings import ONLY_FOR
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
@@ -46,6 +48,8 @@ from tfgen.verifiers.views import Views
 DEVICES = ("auto", "cpu", "cuda")
 SCORES = ("contrast", "cosine")
 RECIPE_FORMAT = 1
+MEASURED = ("propose_seconds", "decode_seconds", "score_seconds", "peak_memory")
+"""Accounts that differ between two runs of one search, so that no recipe has them."""
 
 
 class PromptWarning(UserWarning):
@@ -123,6 +127,9 @@ class Pipeline:
     verbatim: bool = False
     """Search for prompts as they are, not as the verifier rewords them."""
 
+    prior_named: bool = False
+    """The prior, or its guidance, was asked for: a search that makes no use of it says so."""
+
     @classmethod
     def load(
         cls,
@@ -140,7 +147,8 @@ class Pipeline:
     ) -> Pipeline:
         """Load models by name or local folder.
 
-        verifier, prior: None means those that go with the model. verifier may also be an open_clip
+        verifier, prior: None means those that go with the model; a prior that is named proposes at
+        strength 1 where the model's defaults have none. verifier may also be an open_clip
         name such as "ViT-B-32/laion2b_s34b_b79k". guidance: how closely a prior of the text follows
         it, from 0; None is the prior's own. device: "auto" (CUDA where there is one), "cpu",
         "cuda". score: "contrast" ranks by the log-softmax of the similarity to the prompt against
@@ -161,6 +169,9 @@ class Pipeline:
         defaults = hub.search_defaults(model)
         usual_prior = defaults.pop("prior", "uniform")
         usual_verifier = defaults.pop("verifier", hub.DEFAULT_VERIFIER)
+        named = guidance is not None or prior not in (None, "uniform")
+        if named and not defaults.get("prior_strength"):
+            defaults["prior_strength"] = 1.0  # with 0 it would not even be asked
         tokenizer = hub.load_tokenizer(model, place)
         proposer = hub.load_prior(prior or usual_prior, model, tokenizer)
         scorer = hub.load_verifier(verifier or usual_verifier, place, score)
@@ -179,12 +190,14 @@ class Pipeline:
             cache_folder=None if cache is None else Path(cache),
             folder=hub.locate(model),
             verbatim=verbatim,
+            prior_named=named,
         )
 
     def settings(self, **options: Any) -> SearchSettings:
         """The settings of a search: what is given and not None, else the model's defaults.
 
-        Raises InputError on a value outside its range or a setting that does not exist.
+        Raises InputError on a value outside its range, a setting that does not exist, and one that
+        is given but says something of a part that the search does not have.
         """
         known = [field.name for field in fields(SearchSettings)]
         for name in (*self.defaults, *options):
@@ -197,7 +210,9 @@ class Pipeline:
             usual.pop("shortlist", None)  # it is one or the other
         if given.get("screen") or given.get("shortlist") or given.get("distinct") is False:
             usual = {k: v for k, v in usual.items() if not k.startswith("forecast")}
-        return SearchSettings(**{**usual, **given})
+        settings = SearchSettings(**{**usual, **given})
+        check_given(given, settings)
+        return settings
 
     def generate(
         self,
@@ -221,17 +236,24 @@ class Pipeline:
         prior_strength, budget, ...); those left out, or None, take the model's defaults.
 
         Ctrl-C ends the search with the best so far. Warns (PromptWarning) of how the verifier reads
-        the prompt, if not as it is, and of what it does not know; raises InputError on a prompt or
-        a setting it cannot use, TfgenError on a failure.
+        the prompt, if not as it is, of what it does not know, and of a prior that was asked for but
+        is not used; raises InputError on a prompt or a setting it cannot use, TfgenError on a
+        failure.
         """
         check_prompt(prompt, negative, self.score)
         settings = self.settings(**options)
+        seed = whole_number("seed", seed, 0, 2**63 - 1)
         said = self._read(prompt)
         avoided = [self._read(caption) for caption in negative]
         # What a negative adds to a place is nothing that the user wants to avoid.
         avoided = [one if not one.added else Reworded(one.prompt, one.prompt) for one in avoided]
         told = [*said.sentences(), *(s for one in avoided for s in one.sentences("negative"))]
         told += [s for one in (said, *avoided) for s in self.verifier.warnings(one.text)]
+        if self.prior_named and settings.prior_strength == settings.prior_weight == 0:
+            told.append(
+                f"The prior {self.prior.name} makes no difference at prior strength 0: give a "
+                "strength above 0, or leave the prior out."
+            )
         for sentence in dict.fromkeys(told):
             warnings.warn(sentence, PromptWarning, stacklevel=2)
         target = self.verifier.prepare(said.text, tuple(one.text for one in avoided))
@@ -247,56 +269,60 @@ class Pipeline:
             forecaster = Forecaster.find(self.folder, tokenizer, self.verifier)
             if forecaster is None and options.get("forecast") is None:
                 settings = replace(settings, forecast=1)
-        try:
-            engine, cache = self.engine(tokenizer, self.verifier), self.cache
-            about = self._about(prompt, negative, engine)
-            if said.text != prompt:
-                about["read_as"] = said.text
-            if any(one.text != one.prompt for one in avoided):
-                about["negative_read_as"] = [one.text for one in avoided]
-            if forecaster is not None:
-                about["forecaster"] = forecaster.fingerprint()
-            with ExitStack() as stack:
-                if cache is None and self.cache_folder is not None:
-                    key = models | rounding(engine, tokenizer.device)
-                    cache = stack.enter_context(EmbeddingCache(self.cache_folder, key))
-                found = search(
-                    target,
-                    tokenizer,
-                    prior,
-                    self.verifier,
-                    settings,
-                    seed,
-                    callback=callback,
-                    progress=progress,
-                    engine=engine,
-                    cache=cache,
-                    atlas=atlas,
-                    forecaster=forecaster,
-                    trace=trace,
-                    resume=resume,
-                    about=about,
-                )
-            image = render(tokenizer, found.tokens)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise TfgenError(
-                f"Out of memory on {self.tokenizer.device}: "
-                "use a smaller --beam or --batch-size, or --device cpu."
-            ) from error
-        return Result(
-            image=image,
-            tokens=found.tokens.tolist(),
-            score=found.score,
-            verifier_score=found.verifier_score,
-            steps=found.steps,
-            decodes=found.decodes,
-            accounts=found.accounts,
-            seconds=found.seconds,
-            stopped=found.stopped,
-            settings=found.settings,
-            recipe=self._recipe(about, seed, found, image),
-            _tokenizer=tokenizer,
-        )
+        with ctrl_c_once() as ctrl_c:
+            try:
+                engine, cache = self.engine(tokenizer, self.verifier), self.cache
+                about = self._about(prompt, negative, engine)
+                if said.text != prompt:
+                    about["read_as"] = said.text
+                if any(one.text != one.prompt for one in avoided):
+                    about["negative_read_as"] = [one.text for one in avoided]
+                if forecaster is not None:
+                    about["forecaster"] = forecaster.fingerprint()
+                with ExitStack() as stack:
+                    if cache is None and self.cache_folder is not None:
+                        key = models | rounding(engine, tokenizer.device)
+                        cache = stack.enter_context(EmbeddingCache(self.cache_folder, key))
+                    found = search(
+                        target,
+                        tokenizer,
+                        prior,
+                        self.verifier,
+                        settings,
+                        seed,
+                        callback=callback,
+                        progress=progress,
+                        engine=engine,
+                        cache=cache,
+                        atlas=atlas,
+                        forecaster=forecaster,
+                        trace=trace,
+                        resume=resume,
+                        about=about,
+                    )
+                ctrl_c.hold()
+                image = render(tokenizer, found.tokens)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise TfgenError(
+                    f"Out of memory on {self.tokenizer.device}: "
+                    "use a smaller --beam or --batch-size, or --device cpu."
+                ) from error
+            if ctrl_c.pressed:
+                found = replace(found, stopped="interrupt")
+            return Result(
+                image=image,
+                tokens=found.tokens.tolist(),
+                score=found.score,
+                verifier_score=found.verifier_score,
+                steps=found.steps,
+                decodes=found.decodes,
+                accounts=found.accounts,
+                seconds=found.seconds,
+                stopped=found.stopped,
+                settings=found.settings,
+                recipe=self._recipe(about, seed, found, image),
+                _tokenizer=tokenizer,
+            )
 
     def _read(self, prompt: str) -> Reworded:
         return Reworded(prompt, prompt) if self.verbatim else self.verifier.reword(prompt)
@@ -341,8 +367,11 @@ class Pipeline:
             "score": found.score,
             "verifier_score": found.verifier_score,
             "decodes": found.decodes,
-            "accounts": found.accounts.as_dict(),
-            "seconds": found.seconds,
+            "accounts": {
+                name: value
+                for name, value in found.accounts.as_dict().items()
+                if name not in MEASURED
+            },
             "stopped": found.stopped,
             "interrupted": found.interrupted,
             "settings": asdict(found.settings),

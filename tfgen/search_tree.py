@@ -73,6 +73,10 @@ def read_tree(path: str | PathLike[str], pruned: int = 8) -> Tree:
         raise InputError(f"{str(path)!r} has no step yet: the search had not finished one.")
     try:
         found = [line["tokens"] for line in lines if line.get("kind") == "end"]
+        for line in told:
+            _check(line)
+        if type(header["seed"]) is not int or not isinstance(header["settings"]["search"], str):
+            raise TypeError("the seed or the search is of the wrong type")
         best = _best_path(told, found[-1] if found else None)
         return Tree(header, [_step(line, best[i], pruned) for i, line in enumerate(told)])
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -92,13 +96,33 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             lines.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number > 1 and not text.endswith("\n") and number == len(text.splitlines()):
                 break
             raise InputError(f"Line {number} of {str(path)!r} is no JSON: {error}.") from error
     if not all(isinstance(line, dict) for line in lines):
         raise InputError(f"{str(path)!r} is no trace: its lines are no JSON objects.")
     return lines
+
+
+def _check(line: Mapping[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError on a step that no search has written."""
+    pool, length = line["pool"], line["length"]
+    rows, kept = pool["tokens"], pool["kept"]
+    columns = pool["parents"], pool["scores"], pool["verifier_scores"]
+    if not kept or any(len(column) != len(rows) for column in columns):
+        raise ValueError("a pool has no candidate that was kept, or too few of something")
+    scores = [*pool["scores"], *pool["verifier_scores"], line["best_score"]]
+    if not all(score is None or type(score) in (int, float) for score in scores):
+        raise TypeError("a score is no number")
+    tokens = [*line["best_tokens"], *(token for row in rows for token in row)]
+    whole = [length, line["decodes"], *pool["parents"], *kept, *tokens]
+    if not all(type(number) is int for number in whole):
+        raise TypeError("a token, a row or a count is no whole number")
+    if any(len(row) != length for row in rows) or not all(0 <= t < 2**31 for t in tokens):
+        raise ValueError("a candidate has other tokens than its step")
+    if not all(0 <= row < len(rows) for row in kept):
+        raise ValueError("what was kept is not in the pool")
 
 
 def _best_path(steps: Sequence[Mapping[str, Any]], found: Sequence[int] | None) -> list[int | None]:

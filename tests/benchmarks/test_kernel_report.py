@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import kernel_report, roofline
 from tfgen.decoding.flextok_step import FusedFlexTok
 from tfgen.decoding.triton_support import triton
-from tfgen.errors import InputError
+from tfgen.errors import InputError, TfgenError
 from tfgen.tokenizers.flextok_config import published
 from tfgen.tokenizers.flextok_loading import Networks
 
@@ -93,6 +93,53 @@ def test_attention_compiles_cut_otherwise(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0] < 256
+
+
+COMPILE_FLOAT8 = """
+import torch
+from benchmarks import kernel_report
+from tfgen.decoding.float8 import quantise_rows_triton
+from tfgen.errors import TfgenError
+
+with kernel_report.recording() as found:
+    quantise_rows_triton(torch.empty(8, 64, device="meta", dtype=torch.bfloat16))
+(launch,) = found.values()
+try:
+    kernel_report.compile_launch(launch, 80, 1e12)
+except TfgenError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(triton is None, reason="there is no Triton to compile kernels with")
+def test_what_a_gpu_has_not_is_told_in_a_sentence(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_FLOAT8],
+        cwd=ROOT,
+        env=env | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    told = "Triton does not compile quantise_rows for compute capability 8.0: "
+    assert done.stdout.startswith(told) and done.stdout.count("\n") == 1, done.stderr
+
+
+@pytest.mark.skipif(triton is None, reason="there is no Triton to record the launches of")
+def test_a_gpu_without_fp8_has_no_drafts_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def launches(*args) -> list:
+        asked.append(args[-1])
+        raise TfgenError("enough")
+
+    monkeypatch.setattr(kernel_report, "launches_of", launches)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    for arch in ("80", "90", "100"):
+        monkeypatch.setattr(sys, "argv", ["kernel_report.py", "--arch", arch])
+        with pytest.raises(TfgenError, match="enough"):
+            kernel_report.main()
+    assert asked == [False, True, True]
 
 
 @pytest.mark.skipif(triton is None, reason="there is no Triton to be set to interpret")

@@ -18,6 +18,9 @@ from tests.toy_models import TOKENS, SavedTokenizer, SavedVerifier
 from tfgen import image_io
 from tfgen.image_io import load_png
 
+LONG = "f" * 300
+
+
 # Bad input
 
 
@@ -66,6 +69,20 @@ def test_a_group_without_a_command_is_one_sentence(run: Callable[..., Run]) -> N
         ([PROMPT, "--trace", "gone/run.jsonl"], "no folder 'gone'"),
         ([PROMPT, "--trace", FILE], "--output and --trace are the same file"),
         ([PROMPT, "--trace", "."], "it is a folder"),
+        ([PROMPT, "--trace", ".", "--num-images", "2"], "it is a folder"),
+        ([PROMPT, "--trace", ""], "it is a folder"),
+        ([PROMPT, "-o", LONG], "File name too long"),
+        ([PROMPT, "--trace", LONG], "File name too long"),
+        ([PROMPT, "--steps-image", f"{LONG}.png"], "File name too long"),
+        ([PROMPT, "--steps-image", f"../work/{FILE}"], "--output and --steps-image are the same"),
+        ([PROMPT, "--trace", f"../work/{FILE}"], "--output and --trace are the same file"),
+        ([PROMPT, "--seed", str(2**63 - 1), "--num-images", "2"], "--seed must be"),
+        ([PROMPT, "--prior", "retrieval:"], "The prior 'retrieval:' names no file"),
+        ([PROMPT, "--prior", "uniform+frequency:"], "The prior 'frequency:' names no file"),
+        ([PROMPT, "--prior-weight", "1e308"], "prior_weight must be at most 1,000,000"),
+        ([PROMPT, "--patience", "3"], "patience ends a crossover"),
+        ([PROMPT, "--reencode-loss", "1"], "reencode_loss is what a re-encoding may lose"),
+        ([PROMPT, "--forecast", "4", "--forecast-in", "crossover"], "use crossover from 1 up"),
         ([PROMPT, "--search", "beem"], "did you mean 'beam'"),
         ([PROMPT, "--samples", "9"], "samples means nothing to the search 'beam'"),
         ([PROMPT, "--lookahead", "4"], "lookahead means nothing to the search 'beam'"),
@@ -77,7 +94,12 @@ def test_a_group_without_a_command_is_one_sentence(run: Callable[..., Run]) -> N
         ([PROMPT, "--anneal", "1"], "anneal is the temperature of a refinement: give refine too"),
         ([PROMPT, "--time-limit", "0"], "time_limit must be a number of seconds above 0"),
         (["replay", "gone.png"], "no file 'gone.png'"),
+        ([PROMPT, "--model", f"./{LONG}"], "is longer than that of a file can be"),
+        (["bank", "build", LONG, "-o", "new"], "is longer than that of a file can be"),
         (["replay"], "FILE.png"),
+        (["tree", ""], "'.' is a folder"),
+        (["tree", "/"], "'/' is a folder"),
+        (["tree", LONG], "File name too long"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -88,6 +110,21 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert message in done.err
     assert is_one_sentence(done.err)
     assert done.out == "" and files() == []
+
+
+def test_a_link_to_the_output_is_the_output(run: Callable[..., Run]) -> None:
+    for name in ("steps.png", "run.jsonl"):
+        Path(name).symlink_to(FILE)
+    for option, name in (("--steps-image", "steps.png"), ("--trace", "run.jsonl")):
+        done = run(PROMPT, option, name)
+        assert done.code == 2 and f"--output and {option} are the same file" in done.err
+    assert SavedVerifier.calls == 0
+
+
+def test_a_foreign_prior_is_counted_anew_by_a_command(run: Callable[..., Run]) -> None:
+    save_file({"unigram": torch.zeros(2)}, "foreign.safetensors")
+    done = run(PROMPT, "--prior", "frequency:foreign.safetensors")
+    assert done.code == 2 and "tfgen prior fit" in done.err and is_one_sentence(done.err)
 
 
 def test_an_unwritable_output_is_found_out_before_the_search(
@@ -162,6 +199,57 @@ def test_a_picture_that_cannot_be_saved_goes_to_the_temporary_folder(
     refuge = re.search(r"The picture is in '(.+)' instead", done.err).group(1)
     assert load_png(refuge)[1]["prompt"] == PROMPT
     assert files() == []
+
+
+def full_for(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """A disk that has no room for files whose name starts so."""
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name.startswith(names):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(image_io.os, "replace", full)
+
+
+def test_a_picture_in_the_temporary_folder_does_not_end_the_command(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    full_for(monkeypatch, "fox-1")
+    monkeypatch.setattr(image_io.tempfile, "tempdir", str(tmp_path))
+    done = run(PROMPT, "--num-images", "2", "-o", "fox.png", "--json", "--quiet")
+    assert done.code == 1 and is_one_sentence(done.err)
+    refuge, second = json.loads(done.out)["paths"]
+    assert files() == [second] == ["fox-2.png"]
+    assert Path(refuge).parent == tmp_path and load_png(refuge)[1]["seed"] == 0
+
+
+def test_where_the_temporary_folder_is_full_too_nothing_is_left(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(image_io.tempfile, "tempdir", str(tmp_path / "temporary"))
+    full_for(monkeypatch, "fox-2", "tfgen-fox-2")
+    done = run(PROMPT, "--num-images", "3", "-o", "fox.png", "--json", "--quiet")
+    assert done.code == 1 and is_one_sentence(done.err)
+    assert "Nor could it be written to the temporary folder" in done.err
+    assert json.loads(done.out)["paths"] == files() == ["fox-1.png"]
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_strip_that_cannot_be_written_does_not_end_the_command(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_for(monkeypatch, "steps-1")
+    options = ("--num-images", "2", "-o", "fox.png", "--steps-image", "steps.png", "--json")
+    done = run(PROMPT, *options, "--quiet")
+    assert done.code == 1 and is_one_sentence(done.err)
+    assert "Could not write 'steps-1.png': No space left on device" in done.err
+    assert files() == ["fox-1.png", "fox-2.png", "steps-2.png"]
+    told = json.loads(done.out)
+    assert told["paths"] == files()[:2] and told["steps_paths"] == ["steps-2.png"]
+    assert not told["interrupted"]
 
 
 def test_ctrl_c_in_mid_search_writes_the_best_so_far(

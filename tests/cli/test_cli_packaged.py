@@ -25,11 +25,15 @@ SMALL = ("--device", "cpu", "--beam", "2", "--candidates", "4", "--tokens", "2")
 
 
 def test_the_packaged_models_from_prompt_to_replay(in_tmp: Path) -> None:
-    command = tfgen_command(PROMPT, *SMALL, "--json", "--steps-image", "steps.png")
+    written = ("--steps-image", "steps.png", "--trace", "run.jsonl")
+    command = tfgen_command(PROMPT, *SMALL, "--json", *written)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["decodes"] > 0
-    assert files() == [FILE, "steps.png"]
+    assert files() == [FILE, "run.jsonl", "steps.png"]
+    command = tfgen_command("tree", "run.jsonl", "--device", "cpu")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and Path("run-tree.png").is_file(), done.stderr
     command = tfgen_command("replay", FILE, "--device", "cpu")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "identical" in done.stdout, done.stderr

@@ -9,8 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.running import is_one_sentence
+from tfgen.errors import InputError
+from tfgen.hub import load_verifier
+from tfgen.verifiers import Verifier
 from tfgen_cli import main
 
 Words = Callable[..., tuple[int, str, str]]
@@ -38,6 +42,29 @@ def test_it_says_how_a_prompt_is_read(words: Words) -> None:
     assert words("a red fox")[1] == "The prompt is read as it is: 'a red fox'.\n"
     told = json.loads(words("a snowy forest", "--json")[1])
     assert told["read_as"] == "a pine tree in a forest" and told["added"] == "a pine tree"
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Verifier:
+    return load_verifier("sprites-clip", torch.device("cpu"), "contrast")
+
+
+@pytest.mark.parametrize("prompt", ["赤い狐", "!!!", "ein roter Fuchs", "qwx " * 99])
+def test_what_a_search_refuses_is_refused_in_its_words(
+    words: Words, verifier: Verifier, prompt: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        verifier.prepare(verifier.reword(prompt).text)
+    for arguments in ((prompt,), (prompt, "--json")):
+        assert words(*arguments) == (2, "", f"Error: {error.value}\n")
+
+
+def test_words_that_the_verifier_does_not_know_are_told(words: Words, verifier: Verifier) -> None:
+    said = words("in a fuchs")
+    assert said[0] == 0 and "does not know: 'fuchs'." in said[1]
+    assert any("'fuchs'" in sentence for sentence in verifier.warnings("in a fuchs"))
+    assert json.loads(words("in a fuchs", "--json")[1])["unknown"] == ["fuchs"]
+    assert json.loads(words("a red fox", "--json")[1])["unknown"] == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from tests.toys import ToyTokenizer
 from tfgen.decoding import bfloat16
 from tfgen.decoding.bfloat16 import (
-    ROWS,
     Bfloat16Engine,
     in_bfloat16,
     narrowed,
@@ -72,7 +71,7 @@ def test_a_torch_that_does_not_tell_counts_as_no(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("length", [1, 6, 16])
 def test_pictures_and_embeddings_are_near_those_of_float32(models: Models, length: int) -> None:
     tokenizer, verifier = models
-    tokens = prefixes(ROWS, length)
+    tokens = prefixes(40, length)
     engine = Bfloat16Engine(tokenizer, verifier, 1)
     with torch.inference_mode():
         pictures, exact = engine.decoder.decode(tokens), tokenizer.decode(tokens)
@@ -97,6 +96,11 @@ def test_only_the_objects_that_are_there_are_painted(models: Models, present: li
     assert torch.equal(found[[0, 2]], exact[[0, 2]])
     assert torch.equal(found[1], exact[1]) == (not present)
     assert (found - exact).abs().max() < 0.06
+
+
+def test_a_step_of_32_candidates_keeps_two_cores_at_work(models: Models) -> None:
+    engine = Bfloat16Engine(*models, 2)
+    assert engine.rows == models[0].decode_rows == 16
 
 
 def test_the_models_given_stay_as_they_are(models: Models) -> None:

@@ -112,6 +112,24 @@ def test_few_rows_are_not_tried_out() -> None:
     assert fitting_rows(8, 0, lambda n: 1 // 0) == 8
 
 
+@pytest.mark.parametrize(
+    ("memory", "free", "rows"), [(700, 10**9, 4), (700, 500, 2), (450, 10**9, 1)]
+)
+def test_a_trial_that_runs_out_of_memory_says_how_many_fit(
+    memory: int, free: int, rows: int
+) -> None:
+    tried = []
+
+    def peak(n: int) -> int:
+        tried.append(n)
+        if 100 + 100 * n > memory:
+            raise torch.OutOfMemoryError
+        return 100 + 100 * n
+
+    assert fitting_rows(64, free, peak) == rows
+    assert tried == ([4] if rows == 1 else [4, 8])
+
+
 # What all engines do alike
 
 

@@ -19,10 +19,13 @@ from tfgen.decoding.float8 import (
     scaled_product_reference,
 )
 from tfgen.decoding.kernel_engine import KernelEngine, KernelEngines
-from tfgen.decoding.triton_support import triton
+from tfgen.decoding.triton_support import triton, why_no_float8
 from tfgen.search.screening import rank_correlation
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+needs_float8 = pytest.mark.skipif(
+    DEVICE.type == "cuda" and why_no_float8(DEVICE) is not None, reason="this GPU has no FP8"
+)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -39,6 +42,7 @@ def test_rows_keep_three_bits_of_mantissa_whatever_their_size() -> None:
     assert (error <= torch.maximum(x.abs() / 16, small / 16) * 1.001).all()
 
 
+@needs_float8
 @pytest.mark.skipif(triton is None, reason="there is no Triton to check kernels with")
 @pytest.mark.parametrize(("rows", "n"), [(1, 1), (3, 7), (2, 64), (5, 129)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -53,6 +57,7 @@ def test_the_kernel_finds_each_rows_scale_and_values(rows: int, n: int, dtype: t
     assert torch.equal(values.float().cpu(), grid)
 
 
+@needs_float8
 def test_the_device_multiplies_as_the_reference_does() -> None:
     x, weight = randn(32, 64).to(DEVICE), Float8Weight.of(randn(48, 64, seed=1).to(DEVICE) * 0.1)
     values, scale = quantise_rows_reference(x)

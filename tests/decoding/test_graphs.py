@@ -78,6 +78,23 @@ def test_running_out_of_memory_is_for_the_caller() -> None:
         graphed(*inputs(1))
 
 
+def test_a_first_call_that_is_interrupted_was_none() -> None:
+    record, interrupts = Recorder(), [KeyboardInterrupt()]
+
+    def run(tokens: Tensor, lengths: Tensor) -> Tensor:
+        if interrupts:
+            raise interrupts.pop()
+        return weighted(tokens, lengths)
+
+    graphed = GraphedPass(run, record)
+    with pytest.raises(KeyboardInterrupt):
+        graphed(*inputs(0))
+    assert torch.equal(graphed(*inputs(1)), weighted(*inputs(1)))
+    assert record.recorded == 0  # caches were not filled before
+    graphed(*inputs(2))
+    assert record.recorded == 1
+
+
 def test_cleared_graphs_are_recorded_again() -> None:
     record = Recorder()
     graphed = GraphedPass(weighted, record)

@@ -200,6 +200,30 @@ def test_searches_with_the_same_models_share_an_engine_and_those_of_other_noise_
     assert make(models["sprites"], verifier).rows == sprites.rows  # not those of a FlexTok
 
 
+def test_beside_a_graph_there_is_memory_for_a_pass_that_is_none(verifier: ClipVerifier) -> None:
+    tokenizer, free = tokenizers()["sprites"], 6500  # 64 rows take 6,400, and 32 take 3,200
+    for record, rows in ((None, 32), (replayed([]), 16)):
+        engine = KernelEngine(tokenizer, verifier, rows=64, record=record)
+        engine._peak_memory = lambda n: 100 * n
+        assert engine._fitting_rows(free) == rows
+
+
+@pytest.mark.parametrize("name", ["draft", "encode_again"])
+def test_a_draft_without_memory_gives_up_the_graphs(
+    name: str, verifier: ClipVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self, tokens: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    engine = KernelEngine(tokenizers()["sprites"], verifier, record=replayed([]))
+    engine.embed([TOKENS, TOKENS])
+    assert engine.graphs.slots
+    monkeypatch.setattr(SpritesTokenizer, name, full)
+    with pytest.raises(torch.OutOfMemoryError):
+        getattr(engine, name)(TOKENS)
+    assert not engine.graphs.slots
+
+
 class NoHost(TorchDispatchMode):
     """As under a recording CUDA graph: nothing may look at a value, or bring one from the host."""
 

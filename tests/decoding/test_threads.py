@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -83,3 +86,9 @@ def test_running_out_of_memory_reaches_the_caller_and_restores_the_threads():
 
 def test_no_more_passes_at_a_time_than_cores():
     assert 1 <= ThreadedEngine(ToyTokenizer(), Pixels()).passes <= usable_cores()
+
+
+@pytest.mark.parametrize("module", ["engine", "threads"])
+def test_a_module_may_be_the_first_that_is_imported(module):
+    """Priors compute on one thread, too, and engines import the search, which imports priors."""
+    subprocess.run([sys.executable, "-c", f"import tfgen.decoding.{module}"], check=True)

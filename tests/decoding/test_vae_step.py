@@ -93,6 +93,19 @@ def test_it_decodes_so_through_the_kernels(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(fused(latents), eager(latents), atol=1e-4, rtol=0)
 
 
+@needs_triton
+def test_gradients_pass_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (group_norm, vae_step):
+        monkeypatch.setattr(module, "fused", lambda x: True)
+    eager, fused = decoders()
+    gradients = []
+    for decoder in (eager, fused):
+        latents = randn(1, model().config.channels, 3, 5).requires_grad_()
+        decoder(latents).square().sum().backward()
+        gradients.append(latents.grad)
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
 def test_only_the_fused_tokenizer_has_it() -> None:
     eager = model()
     fused = FusedFlexTok.of(eager)

@@ -25,10 +25,12 @@ V, T = 12, 5
 PROMPT = "a red cat"
 
 
-def make(guidance: float = 1.0, levels=(4, 3), num_tokens=T, **options) -> AutoregressivePrior:
+def make(
+    guidance: float = 1.0, levels=(4, 3), num_tokens=T, width=16, heads=2, **options
+) -> AutoregressivePrior:
     """A network whose predictions depend strongly on the text and on every token before."""
     torch.manual_seed(0)
-    cfg = AutoregressiveConfig(levels, num_tokens, WORDS.vocab_size, 8, width=16, heads=2, depth=2)
+    cfg = AutoregressiveConfig(levels, num_tokens, WORDS.vocab_size, 8, width, heads, depth=2)
     model = AutoregressiveModel(cfg)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -84,11 +86,28 @@ def test_a_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     children = torch.cat([parents.repeat_interleave(4, 0), draw(12, 1)], dim=1)
     distinct = len(children.unique(dim=0))
     prior.log_probs(children)
-    assert read == [(distinct, 1)] * 2  # the last tokens only, with the text and without
+    assert read == [(32, 1)] * 2  # one pass, the last tokens only, with the text and without
+    assert len(prior._levels[3].rows) == distinct
     read.clear()
     prior.sequence_log_prob(children)
     prior.log_probs(children.flip(0))
     assert read == []
+
+
+def test_the_last_bit_does_not_depend_on_the_batch_nor_on_the_threads() -> None:
+    def fresh() -> AutoregressivePrior:
+        return make(2.0, (8, 8, 8), width=160, heads=5).condition(PROMPT)
+
+    tokens, threads = draw(100, 4), torch.get_num_threads()
+    whole, prior = fresh().log_probs(tokens), fresh()
+    threes = [prior.log_probs(part) for part in tokens.flip(0).split(3)]
+    assert torch.equal(torch.cat(threes).flip(0), whole)
+    torch.set_num_threads(threads + 1)
+    try:
+        assert torch.equal(fresh().log_probs(tokens), whole)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_sequence_log_prob_agrees_with_log_probs() -> None:
@@ -126,7 +145,15 @@ def test_conditioning_leaves_the_prior_as_it_was() -> None:
     assert torch.equal(prior.log_probs(tokens), before)
     stronger = cat.with_guidance(5.0)
     assert (stronger.log_probs(tokens) - cat.log_probs(tokens)).abs().max() > 0.1
-    assert (stronger.options(), cat.options()) == ({"guidance": 5.0}, {"guidance": 2.0})
+    assert (stronger.options()["guidance"], cat.options()["guidance"]) == (5.0, 2.0)
+
+
+def test_its_options_tell_its_weights_from_others() -> None:
+    prior, other = make(2.0), make(2.0)
+    assert prior.options() == other.condition("a cat").options()
+    with torch.no_grad():
+        other.model.bias += 0.5
+    assert prior.options() != other.options()
 
 
 def test_words_are_read_as_the_verifier_reads_them() -> None:
@@ -287,8 +314,11 @@ def test_guidance_reaches_the_search_and_the_recipe(toy_weights: Path) -> None:
     make(2.0, (VOCAB,), TOKENS).save(toy_weights / "sprites" / FILE_NAME)
     options = {"prior": "autoregressive", "prior_strength": 1.0, "beam": 1, "candidates": 1}
     pictures = [tfgen.generate(PROMPT, guidance=s, **options) for s in (None, 0.0, 9.0)]
-    told = [{"name": "autoregressive", "guidance": s} for s in (2.0, 0.0, 9.0)]
-    assert [picture.recipe["prior"] for picture in pictures] == told
+    told = [picture.recipe["prior"] for picture in pictures]
+    assert [(prior["name"], prior["guidance"]) for prior in told] == [
+        ("autoregressive", scale) for scale in (2.0, 0.0, 9.0)
+    ]
+    assert len({prior["fingerprint"] for prior in told}) == 1
     assert pictures[1].tokens != pictures[2].tokens
 
 

@@ -67,7 +67,20 @@ def test_a_prompt_and_the_guidance_reach_the_parts() -> None:
     told = prior.condition("a fox", similarity)
     assert told.parts[1].heard == ("a fox", similarity)
     assert prior.with_guidance(2.0).parts[1].scale == 2.0
-    assert (told.name, told.options()) == ("uniform+toy", {"toy": {"ears": 2}})
+    assert told.name == "uniform+toy"
+    assert told.options() == {"parts": [{"name": "uniform"}, {"name": "toy", "ears": 2}]}
+
+
+def test_two_parts_of_one_name_are_both_told_of() -> None:
+    class Held(ToyPrior):
+        def options(self) -> dict[str, object]:
+            return {"fingerprint": id(self)}
+
+    first, second = Held(7, 4), Held(7, 4)
+    assert CombinedPrior([first, second]).options()["parts"] == [
+        {"name": "toy", "fingerprint": id(first)},
+        {"name": "toy", "fingerprint": id(second)},
+    ]
 
 
 def test_guidance_that_no_part_takes_is_refused() -> None:

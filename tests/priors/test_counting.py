@@ -100,6 +100,21 @@ def test_parts_of_other_pictures_are_not_used(
     assert tokenizer.encoded == 4 + 9
 
 
+def test_a_model_of_other_tokens_is_refused(
+    tokenizer: Counted, tokens: Tensor, tmp_path: Path
+) -> None:
+    class Other(Counted):
+        def fingerprint(self) -> str:
+            return "f00"
+
+    path = tmp_path / "prior.safetensors"
+    fit(tokenizer, tokens, path)
+    for place in (path, tmp_path):
+        assert FrequencyPrior.for_tokenizer(tokenizer, place).vocab_size == 5
+        with pytest.raises(InputError, match=r"another tokenizer \(fingerprint 53\) .*\(f00\)"):
+            FrequencyPrior.for_tokenizer(Other(vocab_size=5, num_tokens=3), place)
+
+
 def test_one_picture_is_too_few(tokenizer: Counted, tokens: Tensor, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two pictures or more, not 1"):
         count_pictures(

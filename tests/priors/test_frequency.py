@@ -107,6 +107,18 @@ def test_true_scenes_are_more_typical_than_random_and_than_the_most_probable():
     assert true > blandest.mean()
 
 
+def test_its_options_tell_its_tables_from_others(tmp_path):
+    prior = fit(kappa=2.0)
+    prior.save(tmp_path / "prior.safetensors")
+    assert FrequencyPrior.load(tmp_path / "prior.safetensors").options() == prior.options()
+    swapped = SCENES.clone()
+    swapped[[0, 15]] = torch.tensor([[0, 2], [3, 1]])  # the same unigram, other pairs
+    others = [fit(kappa=4.0), fit(alpha=1.0), fit(min_count=5), fit(swapped)]
+    assert (others[-1].unigram == prior.unigram).all()
+    prints = [one.options()["fingerprint"] for one in (prior, *others)]
+    assert len(set(prints)) == len(prints)
+
+
 def test_saving_and_loading_changes_nothing(tmp_path):
     prior = fit(markov_scenes(), 12, kappa=None, min_count=2)
     path = tmp_path / "prior.safetensors"

@@ -228,6 +228,14 @@ def test_nothing_is_completed_that_is_whole_already():
     assert [step.phase for step in run(beam=2, complete="sample").steps] == ["search"] * 3
 
 
+def test_what_is_not_completed_takes_no_share_of_what_follows():
+    options = {"tokenizer": ToyTokenizer(20, 4), "beam": 4, "candidates": 4, "crossover": 1}
+    options |= {"refine": 1, "reencode": 3, "budget": 60}
+    completed, plain = run(complete="sample", **options), run(**options)
+    assert pools(completed) == pools(plain)
+    assert completed.accounts.cost == plain.accounts.cost
+
+
 def test_a_greedy_completion_needs_a_prior():
     for options in ({}, {"prior": ToyPrior()}):
         with pytest.raises(InputError, match="at prior strength 0"):

@@ -3,7 +3,7 @@ import torch
 
 from tests.toys import GridTokenizer, GridVerifier, ToyTokenizer, ToyVerifier, rugged
 from tfgen.errors import InputError, TfgenError
-from tfgen.search.evaluator import BudgetExhausted, Evaluator
+from tfgen.search.evaluator import BudgetExhausted, Evaluator, PlainEngine
 
 SIXTY = ToyTokenizer(4, 3).all_prefixes(3)[:60]
 
@@ -65,6 +65,27 @@ def test_out_of_memory_halves_the_rows_of_a_pass_and_changes_no_score():
     assert torch.equal(evaluator.score(SIXTY), make().score(SIXTY))
     assert {len(batch) for batch in tokenizer.batches} == {4}  # 16, 8 and then 4 fits
     assert evaluator.decodes == 60
+
+
+def test_what_ran_out_of_memory_does_not_do_so_in_the_next_search():
+    tokenizer = ToyTokenizer(4, 3, max_rows=5)
+    engine = PlainEngine(tokenizer, ToyVerifier(tokenizer, rugged))
+    make(tokenizer, engine=engine).score(SIXTY[:1])
+    assert engine.rows == 4
+    assert make(tokenizer, engine=engine).rows == 4
+
+
+def test_parts_are_as_small_as_memory_asks_and_none_is_made_twice():
+    evaluator, parts = make(), []
+
+    def work(part):
+        if len(part) > (16 if len(parts) < 2 else 5):  # less is free later
+            raise torch.OutOfMemoryError
+        parts.append(part)
+        return len(part)
+
+    assert evaluator.in_parts(SIXTY, work) == [16, 16] + [4] * 7
+    assert torch.equal(torch.cat(parts), SIXTY)
 
 
 def test_a_device_without_room_for_one_picture_is_a_clear_failure():

@@ -151,7 +151,20 @@ def test_ctrl_c_between_the_rollouts_keeps_the_best_picture():
     assert result.interrupted and result.decodes == 32
     decoded = {tuple(row) for batch in tokenizer.batches for row in batch.tolist()}
     assert tuple(result.tokens.tolist()) == max(decoded, key=rugged)
-    assert len(result.steps[0].pool.tokens) == 32 // 5  # candidates of which all is known
+    pool = result.steps[0].pool
+    assert len(pool.tokens) == 7  # 32 pictures, of the last candidate two of five
+    assert pool.rollout_scores.isnan().sum() == 3 and not pool.scores.isnan().any()
+
+
+@pytest.mark.parametrize(("how", "joined"), [("mean", torch.nanmean), ("max", torch.amax)])
+def test_a_candidate_is_ranked_by_those_of_its_rollouts_that_are_scored(how, joined):
+    options = {"tokenizer": ToyTokenizer(50, 4), "beam": 2, "candidates": 2, "rollouts": 4}
+    result = look(budget=2, rollout_score=how, **options)
+    pool = result.steps[0].pool
+    assert result.decodes == 2 and pool.rollout_scores.isnan().sum() == 2
+    scored = pool.rollout_scores[:, :2] if how == "max" else pool.rollout_scores
+    torch.testing.assert_close(pool.scores, joined(scored, dim=1))
+    assert result.tokens.tolist() in pool.rollouts[0].tolist()
 
 
 def test_it_says_what_it_searched_with():

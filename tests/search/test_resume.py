@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 from tests.toy_search import pools, run
 from tests.toys import ToyPrior, ToyTokenizer, rugged
@@ -239,6 +240,88 @@ def test_a_journal_with_a_step_missing_is_refused(tmp_path):
     (tmp_path / FILE).write_bytes(b"".join(lines[:2] + lines[3:]))
     with pytest.raises(InputError, match="is damaged"):
         go(tmp_path, **WAYS["beam"])
+
+
+PARTS = ["news", "pool", "generator", "accounts", "notes", "seconds", "partial", "best_tokens"]
+NONSENSE = [("generator", "AAAA"), ("pool", {}), ("accounts", {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [*((part, None) for part in PARTS), *NONSENSE],
+)
+def test_a_journal_with_an_incomplete_line_is_refused(tmp_path, part, value):
+    """value: None takes the part out."""
+    go(tmp_path, **WAYS["beam"])
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()][:3]
+    del lines[-1][part]
+    lines[-1] |= {} if value is None else {part: value}
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(InputError, match="is damaged or no journal of a search: give another"):
+        go(tmp_path, **WAYS["beam"])
+    assert (tmp_path / FILE).read_text() == content
+
+
+@pytest.mark.parametrize("part", ["seconds", "accounts", "stopped"])
+def test_a_journal_with_an_incomplete_end_is_refused(tmp_path, part):
+    go(tmp_path, **WAYS["beam"])
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    del lines[-1][part]
+    (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="is damaged"):
+        go(tmp_path, **WAYS["beam"])
+    (tmp_path / FILE).write_text("".join(json.dumps(lines[i]) + "\n" for i in (0, -1)))
+    with pytest.raises(InputError, match="is damaged"):
+        go(tmp_path, **WAYS["beam"])
+
+
+def test_a_folder_is_of_one_run_at_a_time(start, tmp_path):
+    process = start(run_slowly, tmp_path, WAYS["best-of-n"])
+    while not (tmp_path / FILE).exists() or not (tmp_path / FILE).stat().st_size:
+        time.sleep(0.005)
+    with pytest.raises(InputError, match="Another run keeps its search in .*seed-0"):
+        go(tmp_path, **WAYS["best-of-n"])
+    go(tmp_path, seed=1, **WAYS["best-of-n"])
+    process.kill()
+    process.join(60)
+    unbroken, resumed = go(**WAYS["best-of-n"]), go(tmp_path, **WAYS["best-of-n"])
+    assert pools(resumed) == pools(unbroken)
+
+
+def test_a_search_that_failed_leaves_its_folder_to_the_next(tmp_path):
+    def fail(step):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as error:
+        go(tmp_path, callback=fail, **WAYS["beam"])
+    assert pools(go(tmp_path, **WAYS["beam"])) == pools(go(**WAYS["beam"])) and error.tb
+    with pytest.raises(InputError, match="keeps another search") as error:
+        go(tmp_path, **{**WAYS["beam"], "beam": 5})
+    go(tmp_path, **WAYS["beam"])
+    assert error.tb  # which holds all that the failed search had
+
+
+@pytest.mark.parametrize("refused", [{"screen": True}, {"shortlist": 2}, {"forecast": 2}])
+def test_a_search_that_is_refused_leaves_all_files_as_they_are(tmp_path, refused):
+    (tmp_path / "run.jsonl").write_text("an old trace")
+    with pytest.raises(InputError):
+        go(tmp_path / "kept", tmp_path / "run.jsonl", beam=2, candidates=4, **refused)
+    assert (tmp_path / "run.jsonl").read_text() == "an old trace"
+    assert not (tmp_path / "kept").exists()
+    with pytest.raises(InputError, match="Cannot write"):
+        go(tmp_path / "kept", tmp_path / "no" / "run.jsonl", **WAYS["beam"])
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_lookahead_that_ended_between_the_rollouts_of_its_first_candidate_is_read_again(tmp_path):
+    options = {"search": "lookahead", "beam": 2, "candidates": 2, "rollouts": 4, "budget": 2}
+    first, again = (go(tmp_path, tmp_path / "run.jsonl", **options) for _ in range(2))
+    assert (first.stopped, first.decodes) == ("budget", 2)
+    assert again.tokens.tolist() == first.tokens.tolist() and again.score == first.score
+    pool, pool_again = first.steps[0].pool, again.steps[0].pool
+    assert torch.equal(pool.scores, pool_again.scores) and len(pool.scores) == 1
+    torch.testing.assert_close(pool_again.rollout_scores, pool.rollout_scores, equal_nan=True)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from tests.toy_search import pools, run
 from tests.toys import ToyTokenizer
-from tfgen.errors import InputError
+from tfgen.errors import InputError, TfgenError
 from tfgen.search.screening import rank_correlation
 
 GOAL = 137
@@ -141,6 +141,22 @@ def test_a_search_cut_short_goes_on_with_what_it_knew_of_drafts(tmp_path):
         with pytest.raises(Killed):
             go(resume=tmp_path, callback=die, **options)
     assert pools(go(resume=tmp_path, **options)) == pools(go(**options))
+
+
+def test_drafts_that_do_not_fit_the_memory_are_made_of_fewer_at_a_time():
+    class Small(Drafting):
+        def draft(self, tokens):
+            if len(tokens) > 5:
+                raise torch.OutOfMemoryError(f"{len(tokens)} rows are too many")
+            return super().draft(tokens)
+
+    tokenizer = Small(off=0)  # drafts of some tokens off differ with the batch
+    small, usual = go(tokenizer=tokenizer), go()
+    assert pools(small) == pools(usual)
+    assert {len(rows) for rows in tokenizer.drafted} == {4}
+    assert small.accounts.screened == usual.accounts.screened
+    with pytest.raises(TfgenError, match="too little free memory for one picture of toy"):
+        go(tokenizer=Drafting(max_rows=0))
 
 
 # what cannot be screened

@@ -6,7 +6,7 @@ import torch
 from tests.toy_search import pools, run
 from tests.toys import GridTokenizer, GridVerifier, ToyPrior, ToyTokenizer
 from tfgen.errors import InputError, TfgenError
-from tfgen.search import shortlist
+from tfgen.search import Evaluator, shortlist
 from tfgen.verifiers.base import Verifier
 
 GOAL = torch.tensor([[0.3, -0.9], [-0.6, 0.2], [0.8, 0.7]])  # the best code vector of each position
@@ -150,6 +150,34 @@ def test_without_a_shortlist_it_is_plain_beam_search():
 def test_some_candidates_are_drawn_however_long_the_shortlist():
     assert grid(shortlist=1000).tokens.tolist() == best_tokens()
     assert grid(beam=1, candidates=1, shortlist=1000).decodes == 3
+
+
+@pytest.mark.parametrize(("candidates", "chosen"), [(1, 0), (2, 8)])
+def test_one_of_each_parent_is_drawn_however_few_its_candidates(candidates, chosen):
+    result = grid(beam=8, candidates=candidates, shortlist=candidates, first_step="candidates",
+                  start=[[token] for token in range(8)], tokens=2)  # fmt: skip
+    pool = result.steps[0].pool
+    assert len(pool.tokens) == 8 * candidates
+    assert pool.tokens[:, 0].unique().tolist() == list(range(8))
+    plain = grid(beam=8, candidates=candidates, shortlist=0, first_step="candidates",
+                 start=[[token] for token in range(8)], tokens=2)  # fmt: skip
+    drawn = set(map(tuple, pools(plain)[0]))
+    assert len(set(map(tuple, pools(result)[0])) - drawn) <= chosen
+
+
+@pytest.mark.parametrize(("candidates", "shortlist", "drawn"), [(8, 6, 4), (8, 8, 2), (2, 1, 2)])
+def test_where_enough_are_drawn_the_rest_is_chosen(candidates, shortlist, drawn, monkeypatch):
+    rounds = []
+    score = Evaluator.score
+
+    def watch(self, tokens):
+        rounds.append(len(tokens))
+        return score(self, tokens)
+
+    monkeypatch.setattr(Evaluator, "score", watch)
+    grid(candidates=candidates, shortlist=shortlist, tokens=2, first_step="candidates",
+         start=[[0], [1]], schedule="2")  # fmt: skip
+    assert rounds[0] == drawn and sum(rounds) == 2 * candidates
 
 
 # seeds, batches, interruptions

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,11 +121,27 @@ def test_a_disk_that_is_full_costs_the_record_and_not_the_search(tmp_path, monke
     assert result.tokens.tolist() == run(**options).tokens.tolist()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_really_full_does_no_more(tmp_path):
+    """What could not be flushed is still in the file's buffer, and fails once more at its close."""
+    with pytest.warns(RecordWarning, match="No space left on device. The search goes on") as told:
+        result = run(trace="/dev/full", tokenizer=ToyTokenizer(9, 5), beam=3)
+    assert len(told) == 1 and len(result.steps) == 5
+    journal = Journal(tmp_path, {"kind": "header", "seed": 0})
+    journal.close()
+    journal._file = Path("/dev/full").open("ab")
+    with pytest.raises(TfgenError, match="No space left on device"):
+        journal.write({"kind": "step"})
+    journal.close()
+
+
 def test_a_trace_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="there is no folder"):
         traced(tmp_path / "gone" / "run.jsonl", beam=1)
     with pytest.raises(InputError, match="it is a folder"):
         traced(tmp_path, beam=1)
+    with pytest.raises(InputError, match="File name too long"):
+        traced(tmp_path / ("f" * 300), beam=1)
     trace = Trace(tmp_path / "run.jsonl")
     trace.write({})
 

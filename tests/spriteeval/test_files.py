@@ -93,6 +93,12 @@ def test_a_file_that_is_missing_empty_or_no_text_is_named(tmp_path: Path) -> Non
         read(tmp_path / "picture.jsonl")
 
 
+def test_the_mark_that_windows_puts_first_is_no_part_of_the_text(tmp_path: Path) -> None:
+    line = {"tag": "x", "include": [{"class": "car", "count": 1}], "prompt": "a car"}
+    (tmp_path / "marked.jsonl").write_text(json.dumps(line), encoding="utf-8-sig")
+    assert read(tmp_path / "marked.jsonl") == [line]
+
+
 def test_an_unknown_split_is_named() -> None:
     with pytest.raises(InputError, match="'train'.*dev, test"):
         load("train")

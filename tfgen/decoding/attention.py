@@ -45,7 +45,8 @@ def norm_attention(
     """Softmax attention over normed queries and keys: Float[N, S, 3 D] -> Float[N, S, D].
 
     qkv: its first third is the queries. key_bias: Float[N or 1, S], added to the logits of each
-    key, or None; finite, and at most 16, as its exponential must be a number.
+    key, or None; finite, at most 16, and at least -16 for some key of each sample: the sum of their
+    exponentials must be a number, and not 0.
 
         out = softmax(scale LN(q) LN(k)^T + key_bias) v      for each head
 

@@ -21,11 +21,6 @@ from tfgen.verifiers.base import Verifier
 from tfgen.verifiers.clip import ClipVerifier
 from tfgen.verifiers.views import Views
 
-ROWS = 40
-"""Rows of a pass of the sprites model. What is left beside the products is mostly a cost of each
-operation, so more rows are faster, until tensors outgrow the cache; and a step of the default
-search, 160 candidates, is four such passes."""
-
 
 def why_no_bfloat16(device: torch.device) -> str | None:
     """Why products in bfloat16 are of no use on a device, as a clause without a full stop; None:
@@ -59,7 +54,6 @@ class Bfloat16Engine(ThreadedEngine):
         super().__init__(tokenizer, verifier, threads)
         self.decoder, self.scorer = tokenizer, in_bfloat16(verifier)
         if isinstance(tokenizer, SpritesTokenizer):
-            self.rows = ROWS
             self.decoder = Bfloat16Sprites.of(tokenizer)
 
     @torch.inference_mode()

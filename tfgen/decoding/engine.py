@@ -121,16 +121,33 @@ def fitting_rows(wanted: int, free: int, peak: Callable[[int], int]) -> int:
     """Rows of a pass that fit the memory: `wanted`, halved as often as it takes, and at least 1.
 
     free: bytes that may be used; peak: bytes that a pass of so many rows needs at most. Passes of 4
-    and of 8 rows are tried, and a tenth is left free. As results depend on the rows by rounding,
-    there are never more than wanted, however much is free.
+    and of 8 rows are tried, and a tenth is left free. If there is no memory for one of 4, it is 1;
+    for one of 8, at most 4. As results depend on the rows by rounding, there are never more than
+    wanted, however much is free.
     """
     if wanted <= 8:
         return wanted
-    few, more = peak(4), peak(8)
+    few = _tried(peak, 4)
+    if few is None:
+        return 1
+    more = _tried(peak, 8)
+    if more is None:
+        wanted, more = 4, 2 * few
     each = max(0, more - few) / 4
     while wanted > 1 and few + each * (wanted - 4) > 0.9 * free:
         wanted = (wanted + 1) // 2
     return wanted
+
+
+def _tried(peak: Callable[[int], int], rows: int) -> int | None:
+    """peak(rows); None where it runs out of memory, of which torch then keeps none that it does not
+    use."""
+    try:
+        return peak(rows)
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()  # outside the except clause, whose error holds tensors
+    return None
 
 
 def engine_maker(engine: str, device: torch.device) -> EngineMaker:

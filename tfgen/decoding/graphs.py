@@ -49,8 +49,9 @@ class GraphedPass:
         key = (tokens.shape[0], tokens.shape[1])
         slot = self.slots.get(key)
         if slot is None:
+            result = self.run(tokens, lengths)  # interrupted, it was no first call
             self.slots[key] = Slot(torch.empty_like(tokens), torch.empty_like(lengths))
-            return self.run(tokens, lengths)
+            return result
         if slot.fails:
             return self.run(tokens, lengths)
         slot.tokens.copy_(tokens)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class KernelEngine(DecodeEngine):
         if rows is not None:
             self.rows = rows
         elif on_gpu:
-            self.rows = fitting_rows(self.rows, _free_memory(device), self._peak_memory)
+            self.rows = self._fitting_rows(_free_memory(device))
 
     def bucket(self, length: int) -> int:
         if isinstance(self.tokenizer, SpritesTokenizer):
@@ -100,14 +101,29 @@ class KernelEngine(DecodeEngine):
         columns = [torch.cat(list(passes)), torch.cat(list(lengths)).to(passes[0].device)[:, None]]
         sent = self._send(torch.cat(columns, dim=1))  # [rows of all passes, bucket + 1]
         run = self.graphs or self._run
-        try:
+        with self._graphs_given_up():
             return [
                 run(part[:, :-1].contiguous(), part[:, -1].contiguous())
                 for part in sent.split(sizes)
             ]
+
+    def draft(self, tokens: Tensor) -> Tensor:
+        with self._graphs_given_up():
+            return super().draft(tokens)
+
+    def encode_again(self, tokens: Tensor) -> Tensor:
+        with self._graphs_given_up():
+            return super().encode_again(tokens)
+
+    @contextmanager
+    def _graphs_given_up(self) -> Iterator[None]:
+        """Where the body runs out of memory, that of the graphs is free for an attempt with fewer
+        rows."""
+        try:
+            yield
         except torch.OutOfMemoryError:
             if self.graphs is not None:
-                self.graphs.clear()  # for another attempt with fewer rows
+                self.graphs.clear()
             raise
 
     def _send(self, tokens: Tensor) -> Tensor:
@@ -134,10 +150,15 @@ class KernelEngine(DecodeEngine):
             return decode_all_slots(self.painting, self.codebook[tokens], lengths), (0.0, 1.0)
         return tokenizer.decode(tokens), (0.0, 1.0)
 
+    def _fitting_rows(self, free: int) -> int:
+        """Rows that fit `free` bytes. A graph keeps the memory of the pass that it recorded, and
+        what runs as it is, such as the first pass of another bucket, takes as much beside it."""
+        return fitting_rows(self.rows, free // (2 if self.graphs else 1), self._peak_memory)
+
     @torch.inference_mode()
     def _peak_memory(self, rows: int) -> int:
-        """Bytes that a pass takes at most, beside what is allocated already. A FlexTok is tried
-        with two steps: more take the time, but no more memory."""
+        """Bytes that a pass of the shortest bucket takes at most, beside what is allocated already.
+        A FlexTok is tried with two steps: more take the time, but no more memory."""
         device, whole = self.tokenizer.device, self.tokenizer
         if isinstance(whole, FusedFlexTok):
             self.tokenizer = whole.with_sampling(steps=2)

@@ -7,14 +7,13 @@ of cores out of the result: a pass is computed by one thread, so it rounds alike
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from tfgen.decoding.cores import one_thread, usable_cores
 from tfgen.decoding.engine import DecodeEngine
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Verifier
@@ -54,21 +53,3 @@ class ThreadedEngine(DecodeEngine):
     @torch.inference_mode()  # a setting of each thread
     def _pass(self, tokens: Tensor) -> Tensor:
         return self.verifier.embed(self.tokenizer.decode(tokens))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread: what it rounds does not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -32,9 +32,11 @@ def add_branches(x: Tensor, branch: Tensor, bias: Tensor, enlarge: int = 1) -> T
     """x + branch + bias, each pixel `enlarge` times high and wide: Float[N, C, H, W], the same, and
     Float[C] -> Float[N, C, enlarge H, enlarge W], channels-last where the kernel runs.
 
-    Adds in float32. Moves (2 + enlarge^2) N C H W e bytes.
+    Adds in float32. Moves (2 + enlarge^2) N C H W e bytes. Where a gradient is asked for it is
+    PyTorch's own.
     """
-    if not fused(x):
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or branch.requires_grad)
+    if not fused(x) or differentiable:
         return add_branches_reference(x, branch, bias, enlarge)
     return add_branches_triton(x, branch, bias, enlarge)
 

@@ -61,8 +61,8 @@ class CombinedPrior(Prior):
         return self._with([part.for_verifier(fingerprint, wanted) for part in self.parts])
 
     def options(self) -> dict[str, Any]:
-        told = {part.name: part.options() for part in self.parts}
-        return {name: options for name, options in told.items() if options}
+        """Of all parts in their order: two of one name, such as two banks, are told apart."""
+        return {"parts": [{"name": part.name, **part.options()} for part in self.parts]}
 
     @property
     def held(self) -> int:

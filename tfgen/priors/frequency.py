@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,13 +74,24 @@ class FrequencyPrior(Prior):
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Tokenizer, folder: Path | None = None) -> FrequencyPrior:
+        """folder: of the model, or the prior's own file. Raises InputError where there is none, or
+        where it was counted with another tokenizer."""
         if folder is None:
             raise InputError(
                 "The frequency prior needs the model's folder, which holds its counts in "
                 f"{FILE_NAME}: use the uniform prior instead."
             )
-        source = folder.expanduser()  # of the model, or the prior's own file
-        return cls.load(source / FILE_NAME if source.is_dir() else source)
+        source = folder.expanduser()
+        source = source / FILE_NAME if source.is_dir() else source
+        prior = cls.load(source)
+        told = prior.metadata.get("tokenizer")
+        if told is not None and told != tokenizer.fingerprint():
+            raise InputError(
+                f"{str(source)!r} was counted with another tokenizer (fingerprint {told}) than "
+                f"{tokenizer.name} ({tokenizer.fingerprint()}), whose tokens mean something else: "
+                "count it again with this one, with tfgen prior fit."
+            )
+        return prior
 
     @classmethod
     def fit(
@@ -132,6 +146,20 @@ class FrequencyPrior(Prior):
             "held_out_log_prob": float(prior.expected_mean[-1]),
         }
         return prior
+
+    def options(self) -> dict[str, Any]:
+        return {"fingerprint": self._fingerprint}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """A short hex hash of all tables."""
+        numbers = (self.kappa, self.alpha, self.expected_mean.astype(np.float32).tolist())
+        digest = hashlib.sha256(repr((self.unigram.shape, *numbers)).encode())
+        for table in (self.unigram, *self.bigram):
+            counts = csr_array(table)
+            for part in (counts.indptr, counts.indices, counts.data):
+                digest.update(part.astype(np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
     def log_probs(self, prefixes: Tensor) -> Tensor:
         position = prefixes.shape[1]
@@ -204,7 +232,7 @@ class FrequencyPrior(Prior):
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{os.fspath(path)!r} is not a usable frequency prior ({error}): "
-                "fetch it again, or count a new one with FrequencyPrior.fit."
+                "fetch it again, or count a new one with tfgen prior fit."
             ) from None
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 
 from tfgen.priors.base import Prior
 from tfgen.search.accounts import Accounts
-from tfgen.search.beam import beam_search
+from tfgen.search.beam import beam_search, check_models
 from tfgen.search.best_of_n import best_of_n
 from tfgen.search.evaluator import EmbeddingSource, Engine, Evaluator, PlainEngine, Progress
 from tfgen.search.lookahead import lookahead_search
@@ -17,6 +17,7 @@ from tfgen.search.recorder import Recorder, RecordWarning
 from tfgen.search.records import Pool, SearchResult, Step, Stopped
 from tfgen.search.schedule import prefix_lengths
 from tfgen.search.settings import SearchSettings
+from tfgen.search.trace import check_trace
 from tfgen.search.trail import Trail
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Target, Verifier
@@ -53,16 +54,22 @@ def search(
     options: see `Trail`. callback is called after each step made, progress after each batch of
     decodes; engine, cache and atlas, see `Evaluator` and `EmbeddingSource`.
 
-    Raises InputError on settings that do not fit the models, and where `resume` keeps another
-    search.
+    Raises InputError on settings that do not fit the models, before it writes anything, and where
+    `resume` keeps another search, is damaged, or is in use by another run.
     """
     trail = Trail(target, tokenizer, prior, verifier, settings, seed, **options)
-    if trace is not None or resume is not None:
-        header = trail.header() | dict(about or {"prompt": target.prompt})
-        trail.record(Recorder(header, trace=trace, resume=resume))
-    if trail.finished:
-        return trail.result()
-    return SEARCHES[settings.search](trail)
+    check_models(trail)  # before anything is written: a search that is refused leaves no file
+    if trace is not None:
+        check_trace(trace)
+    if trace is None and resume is None:
+        return SEARCHES[settings.search](trail)
+    header = trail.header() | dict(about or {"prompt": target.prompt})
+    recorder = Recorder(header, trace=trace, resume=resume)
+    try:
+        trail.record(recorder)
+        return trail.result() if trail.finished else SEARCHES[settings.search](trail)
+    finally:
+        recorder.close()
 
 
 __all__ = [

@@ -44,13 +44,17 @@ def beam_search(trail: Trail) -> SearchResult:
       - Equal scores rank by lower tokens, lexicographically; in SoTo, however topk happens to order
         them.
     """
+    return grow(trail, lambda pool: None)
+
+
+def check_models(trail: Trail) -> None:
+    """InputError where the models cannot have what the settings ask for."""
     if trail.settings.shortlist:
         check_shortlist(trail)
     if trail.settings.screen:
         check_screening(trail)
     if trail.settings.forecast > 1:
         check_forecast(trail)
-    return grow(trail, lambda pool: None)
 
 
 def grow(trail: Trail, roll_out: Callable[[Tensor], Tensor | None]) -> SearchResult:

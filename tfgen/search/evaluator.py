@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from tfgen.errors import TfgenError, whole_number
 from tfgen.search.accounts import Accounts
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.verifiers.base import Target, Verifier
+
+Made = TypeVar("Made")
 
 
 class Spent(TfgenError):
@@ -237,22 +239,28 @@ class Evaluator:
         if not getattr(self.engine, "coarse", False):
             return score
         with torch.inference_mode():
-            pictures = self.tokenizer.decode(_filled(tokens[None], self.tokenizer.decode_rows))
+            pictures = self.tokenizer.decode(filled(tokens[None], self.tokenizer.decode_rows))
             return float(self.verifier.score(pictures, self.target)[0])
 
     def encode_again(self, tokens: Tensor) -> Tensor:
         """Int64[N, k] -> Int64[N, k], the first tokens as which the tokenizer encodes the pictures
         of these. Each is charged as a decode; ask `left` before."""
-
-        @torch.inference_mode()
-        def attempt() -> Tensor:
-            return torch.cat([self.engine.encode_again(part) for part in tokens.split(self.rows)])
-
-        with self.accounts.timed("decode"):
-            written = self._in_memory(attempt)
+        with self.accounts.timed("decode"), torch.inference_mode():
+            written = torch.cat(self.in_parts(tokens, self.engine.encode_again))
         self.accounts.encoded += len(tokens)
         self.accounts.cost += len(tokens)
         return written
+
+    def in_parts(self, tokens: Tensor, work: Callable[[Tensor], Made]) -> list[Made]:
+        """What `work` makes of Int64[N, k], `rows` rows at a time; fewer, in this search and in
+        those after it with the same engine, once the device runs out of memory. Raises TfgenError
+        where there is no memory for a single row."""
+        made: list[Made] = []
+        start = 0
+        while start < len(tokens):
+            made.append(self._in_memory(lambda at=start: work(tokens[at : at + self.rows])))
+            start += self.rows
+        return made
 
     def account(self, kind: Literal["screened", "gradients"], pictures: int, cost: float) -> None:
         """Charge pictures that were decoded, and shown to the verifier, elsewhere than in `score`.
@@ -325,7 +333,7 @@ class Evaluator:
             part = hits[start : start + rows]
             try:
                 with torch.inference_mode():
-                    passed = _filled(embeddings[part], rows).to(self.tokenizer.device)
+                    passed = filled(embeddings[part], rows).to(self.tokenizer.device)
                     scores = self._score([passed])[: len(part)]
             except TfgenError:
                 if self.decodes:
@@ -341,7 +349,7 @@ class Evaluator:
             self._report()
         return len(hits)
 
-    def _in_memory(self, attempt: Callable[[], Tensor]) -> Tensor:
+    def _in_memory(self, attempt: Callable[[], Made]) -> Made:
         """What it makes in passes of `rows` rows; fewer, where the device runs out of memory."""
         while True:
             try:
@@ -349,12 +357,12 @@ class Evaluator:
             except torch.OutOfMemoryError as error:
                 if self.rows == 1:
                     raise too_little_memory(self.tokenizer) from error
-            self.rows = fewer_rows(self.rows, self.tokenizer.device)
+            self.rows = self.engine.rows = fewer_rows(self.rows, self.tokenizer.device)
 
     @torch.inference_mode()
     def _attempt(self, tokens: Tensor) -> Tensor:
         """Float32[N] on the CPU, in passes of exactly `self.rows` rows."""
-        passes = [_filled(part, self.rows) for part in tokens.split(self.rows)]
+        passes = [filled(part, self.rows) for part in tokens.split(self.rows)]
         self._passes += len(passes)
         with self.accounts.timed("decode"):
             seen = self._embed(passes)
@@ -400,8 +408,8 @@ def too_little_memory(tokenizer: Tokenizer) -> TfgenError:
     )
 
 
-def _filled(part: Tensor, rows: int) -> Tensor:
-    """[N, k] -> [rows, k], the last row repeated."""
+def filled(part: Tensor, rows: int) -> Tensor:
+    """[N, k], N from 1 to rows -> [rows, k], the last row repeated."""
     return torch.cat([part, part[-1:].expand(rows - len(part), -1)])
 
 

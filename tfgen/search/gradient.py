@@ -23,17 +23,24 @@ def scores_and_gradients(trail: Trail, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Int64[n, k] -> what the verifier gives their pictures, Float32[n], and the gradients of that
     in their code vectors, Float32[n, k, d]; on the CPU. Costs what the caller charges.
 
-    Raises TfgenError or RuntimeError where there is no gradient.
+    Raises TfgenError or RuntimeError where there is no gradient, TfgenError where there is no
+    memory for that of one row.
     """
-    with (
-        trail.evaluator.accounts.timed("decode"),
-        torch.inference_mode(False),  # inference tensors take no part in a backward pass
-        torch.enable_grad(),
-    ):
-        points = trail.tokenizer.embed(tokens.clone()).clone().requires_grad_()
-        scores = trail.verifier.score(trail.tokenizer.decode_embeddings(points), trail.target)
-        (gradients,) = torch.autograd.grad(scores.sum(), points)
-    return scores.detach().float().cpu(), gradients.float().cpu()
+
+    def both(part: Tensor) -> tuple[Tensor, Tensor]:
+        with (
+            trail.evaluator.accounts.timed("decode"),
+            torch.inference_mode(False),  # inference tensors take no part in a backward pass
+            torch.enable_grad(),
+        ):
+            points = trail.tokenizer.embed(part.clone()).clone().requires_grad_()
+            scores = trail.verifier.score(trail.tokenizer.decode_embeddings(points), trail.target)
+            (gradients,) = torch.autograd.grad(scores.sum(), points)
+        return scores.detach().float().cpu(), gradients.float().cpu()
+
+    parts = trail.evaluator.in_parts(tokens, both)
+    scores, gradients = (torch.cat(values) for values in zip(*parts, strict=True))
+    return scores, gradients
 
 
 class Expansion:
@@ -48,11 +55,7 @@ class Expansion:
         """anchors: Int64[B, A, k], A of each parent; new: the positions that are being chosen.
         What their gradients cost is charged to the accounts."""
         self.new, shape = new, anchors.shape[:2]
-        parts = [
-            scores_and_gradients(trail, part)
-            for part in anchors.flatten(0, 1).split(trail.evaluator.rows)
-        ]
-        scores, slopes = (torch.cat(values) for values in zip(*parts, strict=True))
+        scores, slopes = scores_and_gradients(trail, anchors.flatten(0, 1))
         trail.evaluator.account("gradients", shape.numel(), GRADIENT_COST)
         codes = trail.tokenizer.code_embeddings().float().cpu()  # [V, d]
         self._codes = codes

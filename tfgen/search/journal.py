@@ -18,9 +18,10 @@ import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ class Journal:
 
     steps, end: the lines of an earlier run of the same search, or [] and None.
 
-    Raises InputError where the file belongs to another search, is damaged, or cannot be written.
+    One process at a time has it. Raises InputError where another does, and where the file belongs
+    to another search, is damaged, or cannot be written.
     """
 
     def __init__(self, folder: str | PathLike[str], header: Mapping[str, Any]) -> None:
@@ -46,14 +48,19 @@ class Journal:
         header = json.loads(json.dumps(header))  # tuples become lists, as they do in the file
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self._read()
-            if lines:
-                self._check(header, lines[0])
-                self.steps = [line for line in lines[1:] if line["kind"] == "step"]
-                self.end = lines[-1] if lines[-1]["kind"] == "end" else None
-            else:
-                self._start(header)
             self._file = self.path.open("ab")
+            with ExitStack() as refused:
+                refused.callback(self.close)
+                _lock(self._file, self.path)
+                lines = self._read()
+                if lines:
+                    self._check(header, lines[0])
+                    self.steps = [line for line in lines[1:] if line["kind"] == "step"]
+                    self.end = lines[-1] if lines[-1]["kind"] == "end" else None
+                else:
+                    self._file.write(json.dumps(header).encode() + b"\n")
+                    self._file.flush()
+                refused.pop_all()
         except OSError as error:
             raise InputError(
                 f"The search cannot be kept in {str(folder)!r} ({error.strerror or error}): "
@@ -72,12 +79,12 @@ class Journal:
             ) from error
 
     def close(self) -> None:
-        self._file.close()
+        """Does not fail where the disk is full: what could not be written was an error before."""
+        with suppress(OSError):
+            self._file.close()
 
     def _read(self) -> list[dict[str, Any]]:
         """The lines of an earlier run; what they do not tell to the end is cut off the file."""
-        if not self.path.exists():
-            return []
         raw = self.path.read_bytes().splitlines(keepends=True)
         if raw and not raw[-1].endswith(b"\n"):  # killed while writing
             raw.pop()
@@ -89,17 +96,12 @@ class Journal:
             indices = [line["index"] for line in lines if line["kind"] == "step"]
             if lines and lines[0]["kind"] != "header" or indices != [*range(1, len(indices) + 1)]:
                 raise ValueError("steps are missing")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{str(self.path)!r} is damaged or no journal of a search: give another folder."
             ) from error
         os.truncate(self.path, sum(map(len, raw)))
         return lines
-
-    def _start(self, header: Mapping[str, Any]) -> None:
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_bytes(json.dumps(header).encode() + b"\n")
-        os.replace(partial, self.path)
 
     def _check(self, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
         differences = list(_differences(_flat(then), _flat(now)))
@@ -108,6 +110,23 @@ class Journal:
                 f"{str(self.path)!r} keeps another search: {', '.join(differences[:4])}; "
                 "give another folder, or ask for the same search again."
             )
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Until the file is closed, or the process ends in whatever way, it is this process's alone."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"Another run keeps its search in {str(path)!r} right now: wait until it has ended, or "
+            "give another folder."
+        ) from None
+    except OSError:  # some network file systems have no locks
+        return
 
 
 def encode_state(generator: torch.Generator) -> str:

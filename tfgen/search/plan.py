@@ -12,7 +12,7 @@ from tfgen.errors import InputError, whole_number
 from tfgen.priors.base import Prior
 from tfgen.priors.uniform import UniformPrior
 from tfgen.search.schedule import prefix_lengths
-from tfgen.search.settings import SearchSettings
+from tfgen.search.settings import MOST, SearchSettings
 from tfgen.tokenizers.base import Tokenizer
 
 ROUND = 512
@@ -41,7 +41,7 @@ class Plan:
         num_tokens: int,
     ) -> None:
         """start: Int64[B, k], the prefixes that the first step extends; lengths: of the prefixes
-        after each step."""
+        after each step. Raises InputError where best-of-n would draw too many."""
         self.settings, self.lengths = settings, list(lengths)
         before = [start.shape[1], *lengths]
         beams = [len(start), *(settings.beam for _ in lengths[1:])]
@@ -54,11 +54,17 @@ class Plan:
         ]
         self.samples = settings.samples or sum(self.wants)
         if settings.search == "best-of-n":
+            if self.samples > MOST["samples"]:
+                raise InputError(
+                    f"A beam search of these settings draws {self.samples} sequences: say how many "
+                    f"best-of-n shall draw, {MOST['samples']} at most, as samples."
+                )
             self.wants = [min(ROUND, self.samples - made) for made in range(0, self.samples, ROUND)]
         else:
             self.wants += [settings.neighbours] if settings.neighbours else []
             self.wants += settings.crossover * [settings.beam * settings.candidates]
-            self.wants += [settings.beam] if settings.complete else []
+            completed = settings.complete and lengths[-1] < num_tokens
+            self.wants += [settings.beam] if completed else []
         positions = (num_tokens if settings.complete else lengths[-1]) - start.shape[1]
         each = min(REFINED, settings.beam) * min(settings.candidates, vocab_size - 1)
         self.wants += settings.refine * positions * [each]

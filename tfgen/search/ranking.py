@@ -24,14 +24,15 @@ def rank_pool(
 
     tokens: Int64[N, length]; parents: Int64[N], rows of the previous pool, or -1; scores and
     verifier_scores: Float32[N, M], of the M pictures of each candidate, not-a-number where not
-    scored, which takes the candidate out; rollouts: Int64[N, M, l], or None where a candidate's
-    picture is its own. limited: settings.max_children holds in this step. noise: Float64[N], added
-    to the scores where it is chosen which of the candidates are kept, and only there.
+    scored: a candidate is ranked by those that are, and is out where none is; rollouts: Int64[N, M,
+    l], or None where a candidate's picture is its own. limited: settings.max_children holds in this
+    step. noise: Float64[N], added to the scores where it is chosen which of the candidates are
+    kept, and only there.
     """
     rows = _lexicographic(tokens)
     if settings.distinct:
         rows = rows[_first_of_equals(tokens[rows])]
-    rows = rows[~scores[rows].isnan().any(dim=1)]
+    rows = rows[~scores[rows].isnan().all(dim=1)]
     ranked = _joined(scores[rows], settings)
     order = ranked.argsort(descending=True, stable=True)
     rows, ranked = rows[order], ranked[order]
@@ -61,8 +62,11 @@ def best_picture(pictures: Tensor, scores: Tensor) -> tuple[int, int]:
 
 
 def _joined(scores: Tensor, settings: SearchSettings) -> Tensor:
-    """Float32[N, M] -> Float32[N]: of a candidate, from those of its pictures."""
-    return scores.mean(dim=1) if settings.rollout_score == "mean" else scores.amax(dim=1)
+    """Float32[N, M] -> Float32[N]: of a candidate, from those of its pictures that are scored."""
+    missing = scores.isnan()
+    if settings.rollout_score == "max":
+        return scores.masked_fill(missing, -torch.inf).amax(dim=1)
+    return torch.where(missing.any(dim=1), scores.nanmean(dim=1), scores.mean(dim=1))
 
 
 def _lexicographic(tokens: Tensor) -> Tensor:

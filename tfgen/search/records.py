@@ -26,7 +26,7 @@ class Pool:
     parents: Tensor  # Int64[N], rows of the previous step's pool; -1: a start prefix
     kept: Tensor  # Int64[B], the rows that became the beam, best first
     rollouts: Tensor | None = None  # Int64[N, M, l], whose pictures were scored
-    rollout_scores: Tensor | None = None  # Float32[N, M], what they would be ranked by
+    rollout_scores: Tensor | None = None  # Float32[N, M], what they would be ranked by; NaN: none
 
 
 @dataclass(frozen=True)

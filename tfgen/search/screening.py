@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tfgen.errors import InputError
+from tfgen.search.evaluator import filled
 from tfgen.search.shortlist import Draw
 from tfgen.search.trail import Trail
 
@@ -79,14 +80,16 @@ def screened(trail: Trail, draw: Draw, parents: int, count: int) -> Iterator[Ten
 
 def _score_drafts(trail: Trail, tokens: Tensor) -> Tensor:
     """Float32[N] on the CPU: what the verifier gives the drafts of Int64[N, k]."""
-    evaluator, scores = trail.evaluator, []
-    for part in tokens.split(evaluator.rows):
-        filled = torch.cat([part, part[-1:].expand(evaluator.rows - len(part), -1)])
+    evaluator = trail.evaluator
+
+    def score(part: Tensor) -> Tensor:
         with evaluator.accounts.timed("decode"), torch.inference_mode():
-            pictures = evaluator.engine.draft(filled)
-            scores.append(trail.verifier.score(pictures, trail.target)[: len(part)].float().cpu())
+            pictures = evaluator.engine.draft(filled(part, evaluator.rows))
+            scores = trail.verifier.score(pictures, trail.target)[: len(part)].float().cpu()
         evaluator.account("screened", len(part), trail.tokenizer.draft_cost)
-    return torch.cat(scores).nan_to_num(nan=-torch.inf)
+        return scores
+
+    return torch.cat(evaluator.in_parts(tokens, score)).nan_to_num(nan=-torch.inf)
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float | None:

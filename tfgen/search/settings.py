@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tfgen.errors import InputError, finite_number, unknown, whole_number
 from tfgen.priors.base import BRANCHES
@@ -41,11 +41,30 @@ ONLY_FOR = {  # settings that say nothing in the other searches, which therefore
     "reencode": ("beam", "lookahead"),
     "reencode_loss": ("beam", "lookahead"),
 }
+LEAST = {  # of the whole numbers
+    **dict.fromkeys(("beam", "candidates", "rollouts", "forecast", "samples"), 1),
+    **dict.fromkeys(("refine", "shortlist", "neighbours", "crossover", "patience", "reencode"), 0),
+    **dict.fromkeys(("tokens", "max_children", "budget", "batch_size"), 1),
+    "lookahead_steps": 0,
+}
+OPTIONAL = ("samples", "tokens", "max_children", "budget", "batch_size", "lookahead_steps")
+MOST = {  # more could not even be planned: a plan has a number for each step
+    "beam": 10**6,
+    "candidates": 10**6,
+    "rollouts": 10**6,
+    "samples": 10**8,
+    "forecast": 10**4,
+    "crossover": 10**5,
+    "refine": 10**4,
+}
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What to search with. Raises InputError on a value outside its range."""
+    """What to search with. Raises InputError on a value outside its range.
+
+    Numbers are kept as those of Python, whatever they came as, such as NumPy's.
+    """
 
     search: Literal["beam", "lookahead", "best-of-n"] = "beam"
 
@@ -114,7 +133,8 @@ class SearchSettings:
 
     shortlist: int = 0
     """Of the candidates per beam, so many are chosen from the whole codebook by an estimate of
-    their scores, and the others drawn. From 0; an eighth of the candidates is drawn in any case."""
+    their scores, and the others drawn. From 0; an eighth of the candidates, and one of each beam,
+    is drawn in any case."""
 
     shortlist_by: Literal["surrogate", "gradient"] = "surrogate"
     """The estimate: a Gaussian process fitted to the pictures of the step, or a first-order
@@ -178,21 +198,7 @@ class SearchSettings:
             value = getattr(self, name)
             if value not in choices and not (name == "complete" and value is None):
                 raise unknown(name, value, choices)
-        for name in ("beam", "candidates", "rollouts", "forecast"):
-            whole_number(name, getattr(self, name), 1)
-        for name in ("refine", "shortlist", "neighbours", "crossover", "patience", "reencode"):
-            whole_number(name, getattr(self, name), 0)
-        optional = {"tokens": 1, "max_children": 1, "samples": 1, "lookahead_steps": 0}
-        optional |= {"budget": 1, "batch_size": 1}
-        for name, low in optional.items():
-            if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name), low)
-        for name in ("prior_strength", "prior_weight", "anneal", "reencode_loss"):
-            finite_number(name, getattr(self, name), 0)
-        if self.time_limit is not None and finite_number("time_limit", self.time_limit, 0) == 0:
-            raise InputError("time_limit must be a number of seconds above 0, not 0.")
-        if self.lookahead not in (None, "end", -1):
-            _rollout_length(self.lookahead)
+        self._keep_numbers()
         for name, searches in ONLY_FOR.items():
             if self.search not in searches and getattr(self, name) != getattr(type(self), name):
                 raise InputError(
@@ -218,13 +224,42 @@ class SearchSettings:
                 "use those, or draws with replacement, with forecast 1."
             )
 
+    def _keep_numbers(self) -> None:
+        """All that are numbers or flags in range, and as Python's."""
+        kept: dict[str, object] = {}
+        for name, low in LEAST.items():
+            value = getattr(self, name)
+            if value is not None or name not in OPTIONAL:
+                kept[name] = number = whole_number(name, value, low)
+                if number > MOST.get(name, number):
+                    raise InputError(f"{name} must be {MOST[name]} at most, not {number}.")
+        for name in ("prior_strength", "prior_weight", "anneal", "reencode_loss"):
+            kept[name] = finite_number(name, getattr(self, name), 0)
+        if self.time_limit is not None:
+            kept["time_limit"] = finite_number("time_limit", self.time_limit, 0)
+            if kept["time_limit"] == 0:
+                raise InputError("time_limit must be a number of seconds above 0, not 0.")
+        for name in ("distinct", "typicality", "screen", "atlas"):
+            if getattr(self, name) not in (True, False):
+                raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+            kept[name] = bool(getattr(self, name))
+        kept["lookahead"] = _rollout_length(self.lookahead)
+        if not isinstance(self.schedule, str):
+            lengths = _listed("schedule", self.schedule)
+            kept["schedule"] = [whole_number("A length in the schedule", n, 1) for n in lengths]
+        if self.start is not None:
+            rows, given = self.start_prefixes, _listed("start", self.start)
+            kept["start"] = rows if isinstance(given[0], Sequence) else rows[0]
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
+
     @property
     def start_prefixes(self) -> list[list[int]]:
         """`start` as a list of prefixes; [[]], the empty one, where there is none.
 
         Raises InputError where they are no prefixes of one length.
         """
-        rows = [[]] if self.start is None else list(self.start)
+        rows = [[]] if self.start is None else _listed("start", self.start)
         if rows and not isinstance(rows[0], Sequence):
             rows = [rows]
         rows = [[whole_number("A token of start", token, 0) for token in row] for row in rows]
@@ -236,9 +271,19 @@ class SearchSettings:
         return rows
 
 
-def _rollout_length(value: object) -> None:
+def _listed(name: str, value: object) -> list[Any]:
+    """A list, tuple or array as a list."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, Iterable):
+        raise InputError(f"{name} must be a list of whole numbers, not {value!r}.")
+    return list(value)
+
+
+def _rollout_length(value: object) -> int | str | None:
+    if value is None or value == "end":
+        return value
     try:
-        whole_number("lookahead", value, 0)
+        return whole_number("lookahead", value, -1)
     except InputError:
         raise InputError(
             "lookahead must be a whole number from 0 up, or 'end' (-1) for the end of the search's "

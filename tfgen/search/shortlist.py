@@ -19,7 +19,8 @@ from tfgen.search.surrogate import Surrogate
 from tfgen.search.trail import Trail
 
 LEAST_DRAWN = 1 / 8
-"""Of a step's candidates, the share that is drawn in any case: an estimate must know something."""
+"""Of a step's candidates, the share that is drawn in any case, and one of each parent at least: an
+estimate must know something."""
 SCOUTED = 2**14
 """Sequences that are ranked first in a step; where there are more, the prior draws them."""
 HOPEFUL = 2**11
@@ -75,7 +76,8 @@ def shortlisted(trail: Trail, draw: Draw, parents: int, new: slice, count: int) 
     count -= anchors * GRADIENT_COST
     share = min(trail.settings.shortlist / trail.settings.candidates, 1 - LEAST_DRAWN)
     chosen = 0 if gradient and not anchors else int(parents * count * share)
-    each = count - -(-chosen // parents)  # drawn of each parent
+    each = max(1, count - -(-chosen // parents))  # drawn of each parent
+    chosen = min(chosen, parents * (count - each))
     scouts = draw(max(count, SCOUTED // parents))
     scouts = scouts.view(parents, -1, scouts.shape[1])  # [B, M, k]
     draws, others = scouts[:, :each], scouts[:, each:]

@@ -5,7 +5,7 @@ was killed). Every line has a "kind".
 
     {"kind": "header", "format": 1, "tfgen": "0.1.0", "torch", "device", "prompt", "negative",
      "model": {"name", "fingerprint"}, "verifier": {"name", "fingerprint", "score"},
-     "prior": {"name"}, "settings": {...}, "seed", "start": [[...]], "lengths": [1, 2, ...]}
+     "prior": {"name", ...}, "settings": {...}, "seed", "start": [[...]], "lengths": [1, 2, ...]}
 
     {"kind": "step", "index", "phase", "length", "decodes", "seconds", "best_score",
      "best_verifier_score", "best_tokens", "partial", "accounts": {...}, "notes": {...}, "pool":
@@ -15,7 +15,7 @@ was killed). Every line has a "kind".
          "verifier_scores": [...],     N
          "kept": [...]                 the rows that became the beam, best first
          "rollouts": [[[...], ...]],   only of a lookahead: N x M continuations, and
-         "rollout_scores": [[...]]}}   N x M, what each alone would be ranked by
+         "rollout_scores": [[...]]}}   N x M, what each alone would be ranked by; null: none
 
     {"kind": "end", "stopped", "tokens", "score", "verifier_score", "seconds", "accounts"}
 
@@ -24,8 +24,9 @@ The search tree: row i of step line s has the parent row `parents[i]` of step li
 such as "refine", where children are as long as their parents. The picture behind a candidate's
 score is the one of its tokens or, where there are rollouts, of those. `best_tokens` are those of
 the step's best picture. `decodes` and `seconds` count from the start of the search. A step is
-`partial` when the search was stopped in it; its pool then has the candidates scored until there.
-A score that is minus infinity (the verifier gave not-a-number) is null.
+`partial` when the search was stopped in it; its pool then has the candidates scored until there, of
+which one may have rollouts that were not. A score that is minus infinity (the verifier gave
+not-a-number) is null.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -70,21 +72,29 @@ class Trace:
             ) from error
 
     def close(self) -> None:
+        """Does not fail where the disk is full: what could not be written was an error before."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
 
 def check_trace(path: str | PathLike[str]) -> None:
     """Find out before a search whether a trace can be written there; raises InputError if not."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(
             f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: "
             "create it first, or choose another file."
         )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {str(path)!r} ({error.strerror or error}): choose another file."
+        ) from error
+    if not os.access(path if exists else path.parent, os.W_OK):
         raise InputError(f"Cannot write {str(path)!r}: this is not allowed: choose another file.")
 
 
@@ -121,6 +131,7 @@ def read_step(line: Mapping[str, Any]) -> Step:
     """The step that `step_line` made the line of."""
     told = line["pool"]
     rollouts = told.get("rollouts")
+    unknown = math.nan if line["partial"] else -math.inf
     pool = Pool(
         torch.tensor(told["tokens"], dtype=torch.int64).view(-1, line["length"]),
         _tensor(told["scores"]),
@@ -128,7 +139,9 @@ def read_step(line: Mapping[str, Any]) -> Step:
         torch.tensor(told["parents"], dtype=torch.int64),
         torch.tensor(told["kept"], dtype=torch.int64),
         None if rollouts is None else torch.tensor(rollouts, dtype=torch.int64),
-        None if rollouts is None else torch.stack([_tensor(r) for r in told["rollout_scores"]]),
+        None
+        if rollouts is None
+        else torch.stack([_tensor(row, unknown) for row in told["rollout_scores"]]),
     )
     return Step(
         line["index"],
@@ -158,16 +171,16 @@ def end_line(result: SearchResult) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    return None if value == -math.inf else value  # JSON knows no infinity
+    return None if math.isnan(value) or value == -math.inf else value  # JSON knows neither
 
 
-def _back(value: float | None) -> float:
-    return -math.inf if value is None else value
+def _back(value: float | None, unknown: float = -math.inf) -> float:
+    return unknown if value is None else value
 
 
 def _numbers(values: list[float]) -> list[float | None]:
     return [_number(value) for value in values]
 
 
-def _tensor(values: list[float | None]) -> torch.Tensor:
-    return torch.tensor([_back(value) for value in values], dtype=torch.float32)
+def _tensor(values: list[float | None], unknown: float = -math.inf) -> torch.Tensor:
+    return torch.tensor([_back(value, unknown) for value in values], dtype=torch.float32)

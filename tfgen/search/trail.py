@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tfgen.errors import TfgenError, whole_number
+from tfgen.errors import InputError, TfgenError, whole_number
+from tfgen.interrupts import hold_ctrl_c
 from tfgen.priors.base import Prior
 from tfgen.search.accounts import Accounts, peak_memory
 from tfgen.search.evaluator import (
@@ -119,6 +120,7 @@ class Trail:
         self.notes: dict[str, Any] = {}
         self.stopped: Stopped = "done"
         self.recorder: Recorder | None = None
+        self._end: tuple[float, Accounts] | None = None  # of the run taken up
         self._kept = [-1] * len(self.beam)  # the beam's rows in the latest pool
         self._nearest: Tensor | None = None  # see `nearest`
 
@@ -145,13 +147,29 @@ class Trail:
         }
 
     def record(self, recorder: Recorder) -> None:
-        """Write all steps with this recorder; first take up the run that its journal tells of."""
+        """Write all steps with this recorder; first take up the run that its journal tells of.
+
+        Raises InputError where the journal lacks a part.
+        """
         self.recorder = recorder
-        for line in recorder.earlier:
+        try:
+            self._take_up(recorder.earlier, recorder.end)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            raise InputError(
+                f"{str(recorder.journal.path)!r} is damaged or no journal of a search: "
+                "give another folder."
+            ) from None
+
+    def _take_up(self, lines: Sequence[Mapping[str, Any]], end: Mapping[str, Any] | None) -> None:
+        for line in lines:
             self.steps.append(read_step(line))
             self.evaluator.restore(line["news"])
-        if not recorder.earlier:
+        if end is not None:
+            self._end = end["seconds"], Accounts(**end["accounts"])
+            self.stopped = end["stopped"]
+        elif not lines:
             return
+        line = lines[-1]  # there is no end without a step
         accounts, pool = line["accounts"], self.steps[-1].pool
         self.evaluator.accounts = Accounts(**accounts)
         self.generator.set_state(decode_state(line["generator"]))
@@ -164,7 +182,7 @@ class Trail:
     @property
     def finished(self) -> bool:
         """The run taken up was at its end already: there is only `result` left to ask for."""
-        return self.recorder is not None and self.recorder.end is not None
+        return self._end is not None
 
     def __enter__(self) -> Trail:
         return self
@@ -175,6 +193,7 @@ class Trail:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        hold_ctrl_c()  # what comes now is quick, and must not lose what was found
         if isinstance(error, BudgetExhausted):
             self.stopped = "budget"
         if isinstance(error, TimeExhausted):
@@ -422,10 +441,8 @@ class Trail:
             )
         seconds, accounts = time.perf_counter() - self.started, self.evaluator.accounts
         accounts.peak_memory = peak_memory(self.tokenizer.device)
-        if self.finished:
-            end = self.recorder.end
-            seconds, accounts = end["seconds"], Accounts(**end["accounts"])
-            self.stopped = end["stopped"]
+        if self._end is not None:
+            seconds, accounts = self._end
         verifier_score = self.evaluator.reported(best.best_tokens, best.best_verifier_score)
         result = SearchResult(
             best.best_tokens,

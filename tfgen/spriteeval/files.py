@@ -52,7 +52,7 @@ def read(path: str | os.PathLike[str]) -> list[Metadata]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows may write a mark first
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(f"The prompt file {str(path)!r} cannot be read: {reason}.") from error
