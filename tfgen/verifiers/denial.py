@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfgen.verifiers.everyday import OPEN, Item
+from tfgen.verifiers.everyday import OPEN, Item, words_of
 
 # Words after which what is named is not to be shown; after the second kind, only what is named
 # with an article, or so: "a not so friendly dog" is a dog.
@@ -132,7 +132,3 @@ def _compares(text: Sequence[str], item: Item) -> bool:
     if word in ("resembling", "resembles"):
         return True
     return (word == "as" and "as" in before) or text[item.start : item.start + 2] in EXAMPLES
-
-
-def words_of(text: Sequence[str], item: Item) -> str:
-    return " ".join(text[item.start : item.end])

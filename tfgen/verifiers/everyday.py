@@ -8,7 +8,7 @@ knows of other worlds is passed over. An emoji is what it is called (`emoji.json
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -332,6 +332,11 @@ class Everyday:
         if "backdrop" in following or (wall and end == len(text)):
             return Item(start, stop, behind or Meaning("place"))  # "a purple wall" is none
         return None
+
+
+def words_of(text: Sequence[str], item: Item) -> str:
+    """What an item says, of a prompt's words."""
+    return " ".join(text[item.start : item.end])
 
 
 def key(phrase: str) -> Key:

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from tfgen.errors import InputError
 from tfgen.verifiers.contrast import ContrastWords
-from tfgen.verifiers.denial import affirmed, compared, words_of
-from tfgen.verifiers.everyday import OPEN, WORN, Everyday, Item, spelt
+from tfgen.verifiers.denial import affirmed, compared
+from tfgen.verifiers.everyday import OPEN, WORN, Everyday, Item, spelt, words_of
 from tfgen.verifiers.things import Thing, place_of, things_of
 from tfgen.verifiers.words import article
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tfgen.verifiers.denial import words_of
-from tfgen.verifiers.everyday import OPEN, Everyday, Item
+from tfgen.verifiers.everyday import OPEN, Everyday, Item, words_of
 
 # With these, what a noun is called begins.
 ARTICLES = frozenset("a an the this that its his her their my our your".split())
