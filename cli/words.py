@@ -86,7 +86,7 @@ def check_known(text: str, vocabulary: WordTokenizer, known: ContrastWords, name
         raise InputError(
             f"The prompt is too long: {name} reads at most {room} words. Shorten {text!r}."
         )
-    if set(vocabulary.split(text)) <= set(vocabulary.unknown(text)):
+    if vocabulary.says_nothing(text):
         raise InputError(
             f"The verifier {name} knows no word of {text!r}; it knows "
             f"{', '.join(spec['plural'] for spec in known.objects[:12])} and more."

@@ -10,7 +10,8 @@ from typing import Any
 from tfgen import hub
 from tfgen.errors import InputError
 from tfgen.verifiers.contrast import ContrastWords, Span
-from tfgen.verifiers.rewording import SMALL_WORDS, Reworded, Rewording
+from tfgen.verifiers.rewording import Reworded, Rewording
+from tfgen.verifiers.words import SMALL_WORDS
 
 NAME, CONFIG_FILE, WORDS_FILE = "sprites-judge", "judge.json", "words.json"
 RELATIONS = ("left of", "right of", "above", "below")  # in the order of the words' relations

@@ -60,10 +60,10 @@ def test_what_a_search_refuses_is_refused_in_its_words(
 
 
 def test_words_that_the_verifier_does_not_know_are_told(words: Words, verifier: Verifier) -> None:
-    said = words("in a fuchs")
+    said = words("a red fuchs")
     assert said[0] == 0 and "does not know: 'fuchs'." in said[1]
-    assert any("'fuchs'" in sentence for sentence in verifier.warnings("in a fuchs"))
-    assert json.loads(words("in a fuchs", "--json")[1])["unknown"] == ["fuchs"]
+    assert any("'fuchs'" in sentence for sentence in verifier.warnings("a red fuchs"))
+    assert json.loads(words("a red fuchs", "--json")[1])["unknown"] == ["fuchs"]
     assert json.loads(words("a red fox", "--json")[1])["unknown"] == []
 
 

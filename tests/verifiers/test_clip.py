@@ -331,7 +331,7 @@ def test_unknown_words_are_named_with_the_nearest_known_ones(worldly: Path, gene
     assert ClipVerifier.load(general).warnings("a foxx") == []
 
 
-@pytest.mark.parametrize("prompt", ["zebra", "zebra zebra", "!?", "zebra qqq"])
+@pytest.mark.parametrize("prompt", ["zebra", "the zebra", "zebra zebra", "!?", "zebra qqq"])
 def test_a_prompt_with_no_known_word_is_refused(worldly: Path, prompt: str) -> None:
     verifier = ClipVerifier.load(worldly)
     message = refused(lambda: verifier.prepare(prompt))

@@ -145,7 +145,7 @@ def test_a_prompt_that_only_denies_is_refused(reword: Rewording) -> None:
         ("a tall saguaro cactus", "a cactus"),
         ("a bowl of ramen", "a bowl"),
         ("a cat astronaut", "a cat"),
-        ("a baby penguin", "a penguin"),
+        ("a baby penguin", "a small penguin"),
         ("doggo, sloop, 4k", "a dog and a sailboat"),
         ("a puppy chasing another puppy", "two dogs"),
         # two kinds, and how they stand
@@ -210,6 +210,17 @@ def test_a_prompt_that_only_denies_is_refused(reword: Rewording) -> None:
         ("1,000 balloons", "four balloons"),
         ("one hundred balloons", "four balloons"),
         ("cats, 3", "three cats"),
+        ("red, blue and green balloons", "a red balloon and a blue balloon"),
+        # things on things, and the place among several
+        ("a cat on a car", "a cat above a car"),
+        ("a fox in the snow at night", "a fox in snow"),
+        ("a car on a road through the desert", "a car in the desert"),
+        ("a cup of tea on a table", "a cup indoors"),
+        ("three red apples and one green apple", "a red apple and a green apple"),
+        ("a fluffy big cat", "a large cat"),
+        ("a baby elephant", "a small elephant"),
+        ("a baby", "a person"),
+        ("a skateboarder", "a person"),
         # orange
         ("a person with orange hair", "a person"),
         ("the balloon should be orange", "an orange balloon"),

@@ -236,9 +236,7 @@ class ClipVerifier(Verifier):
         """
         words = WordTokenizer.split(prompt)
         self._check(prompt, "prompt", 'say what to show, for example "a red fox in snow"')
-        if isinstance(self.tokenize, WordTokenizer) and set(words) <= set(
-            self.tokenize.unknown(prompt)
-        ):
+        if isinstance(self.tokenize, WordTokenizer) and self.tokenize.says_nothing(prompt):
             raise InputError(
                 f"The verifier {self.name} knows no word of {prompt!r}; it knows "
                 f"{', '.join(spec['plural'] for spec in self.words.objects[:12])} and more."

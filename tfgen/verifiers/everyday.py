@@ -25,7 +25,7 @@ OPEN, WORN = "and", "worn"  # relations: nothing said of where, and the second o
 BETWEEN = 4  # words that may stand between "in" and the place: "in the deep dark old forest"
 WALLS = ("on", "against", "over")  # after which a colour is a background: "isolated on white"
 # Kinds of meanings that a phrase may have besides those that name an object.
-BESIDE = ("noun", "adjective", "backdrop", "colour")
+BESIDE = ("noun", "adjective", "backdrop", "colour", "size")
 # After which "orange" is a colour: "the fox is orange", "painted orange".
 COLOURED = frozenset("is are be was were it's in painted dyed colored all bright dark".split())
 
@@ -264,6 +264,9 @@ class Everyday:
         end, meanings = self._meanings(text, at)
         if "object" in meanings and "colour" in meanings:
             chosen = "colour" if self._is_colour(text, at, end) else "object"
+        elif "object" in meanings and "size" in meanings:  # "a baby" or "a baby elephant"
+            after = self._meanings(text, end)[1] if end < len(text) else {}
+            chosen = "size" if "object" in after else "object"
         else:
             chosen = next(iter(meanings), None)
         if chosen == "relation" and "side" in self._meanings(text, end - 1)[1]:

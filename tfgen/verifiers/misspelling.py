@@ -36,7 +36,9 @@ class Misspelling:
                 return name
         if len(word) < SHORT - 2:
             return None
-        near = [n for n in self._names.get(word[0], ()) if one_slip(word, n) or alike(word, n)]
+        names = self._names.get(word[0], ())
+        near = [n for n in names if one_slip(word, n) or alike(word, n)]
+        near = [n for n in near if not word.startswith(n)]  # a skateboarder is no skateboard
         return max(
             near, key=lambda name: (SequenceMatcher(None, word, name).ratio(), name), default=None
         )

@@ -17,13 +17,8 @@ from tfgen.verifiers.contrast import ContrastWords
 from tfgen.verifiers.denial import affirmed, compared
 from tfgen.verifiers.everyday import OPEN, WORN, Everyday, Item, spelt, words_of
 from tfgen.verifiers.things import Thing, place_of, things_of
-from tfgen.verifiers.words import article
+from tfgen.verifiers.words import SMALL_WORDS, article
 
-# What the captions of a world have beside what they name.
-SMALL_WORDS = frozenset(
-    "a an the of and or with in on at to by is are there some this that show me it its which photo "
-    "photograph picture image drawing render scene 3d colored coloured".split()
-)
 ABOVE = "above"
 
 
@@ -63,7 +58,8 @@ class Rewording:
         read = {i for s in spans for i in range(s.start, s.end)}
         known = all(i in read or word in SMALL_WORDS for i, word in enumerate(spelt(text)))
         named = any(s.factor == "object" for s in spans)
-        plain = known and named and self.everyday.spelled_out(prompt) == prompt
+        places = {s.entry for s in spans if s.factor == "background"}
+        plain = known and named and len(places) < 2 and self.everyday.spelled_out(prompt) == prompt
         return plain and self._in_order(prompt)
 
     def _in_order(self, prompt: str) -> bool:
@@ -89,6 +85,9 @@ class Rewording:
         first, last = nouns[0].start, nouns[-1].end
         apart = any(item.kind == "pause" and first < item.start < last for item in items)
         turned = any(item.kind == "turned" for item in items)
+        stands = [s for s in spans if s.factor == "relation"]
+        if not stands and any(i.kind == "relation" and i.value != OPEN for i in items):
+            return False  # "a cat on a car": captions say "above"
         beside = any(
             span.factor == "place" or (span.factor == "relation" and not first < span.start < last)
             for span in spans
@@ -100,7 +99,7 @@ class Rewording:
         each of two."""
         nouns = [s for s in self.words.parse(prompt)[1] if s.factor == "object"]
         kinds = len({noun.entry for noun in nouns})
-        return kinds == 1 or (kinds == 2 and not any(noun.plural for noun in nouns))
+        return len(nouns) == 1 or (kinds <= 2 and not any(noun.plural for noun in nouns))
 
     def __call__(self, prompt: str) -> Reworded:
         """The prompt as it is to be searched for: itself where all of it is understood, and where
@@ -112,7 +111,7 @@ class Rewording:
         items, denied = affirmed(text, items, self.everyday.small)
         items, examples = compared(text, items, self.everyday.small)
         things, left_out = things_of(text, items, self.everyday)
-        place, other_places = place_of(items)
+        place, other_places = place_of(text, items, self.everyday)
         added = None
         if not things:
             added = self._company(place, denied)
@@ -125,11 +124,16 @@ class Rewording:
                 return Reworded(prompt, prompt)
         said = [added or self._said(text, items, things[:2])]
         said += [place.value] if place else []
-        left_out += [*denied, *examples, *other_places, *(thing.item for thing in things[2:])]
+        left_out += [*denied, *examples, *other_places]
+        shown = {thing.entry for thing in things[:2]}
+        for thing in things[2:]:  # of a kind that is shown it is the colour that is not
+            left_out.append(
+                thing.said.get("colour", thing.item) if thing.entry in shown else thing.item
+            )
         if len(things) > 1:  # a picture of two shows one of each
-            shown = 1 + (things[0].entry == things[1].entry)
+            of_one = len(things) if len(shown) == 1 else 1
             for thing in things[:2]:
-                lost = {"size", "count"} if thing.count > shown else {"size"}
+                lost = {"size", "count"} if thing.count > of_one else {"size"}
                 left_out += [item for kind, item in thing.said.items() if kind in lost]
         unsaid = dict.fromkeys(words_of(text, item) for item in sorted(left_out))
         return Reworded(" ".join(said), prompt, tuple(unsaid), added)

@@ -67,8 +67,8 @@ def things_of(
             reader.thing(item, previous)
         elif kind in ("colour", "size", "count"):
             following = items[place + 1].kind if place + 1 < len(items) else "pause"
-            alone = previous is None or (previous.kind == following == "pause")
-            reader.description(item, alone)
+            begins = previous is None or previous.kind == "pause"
+            reader.description(item, begins, begins and following == "pause")
         elif kind in ("relation", "turned", "side", "pause", "place"):
             reader.end(item)
         elif kind == "aside" or (kind != "adjective" and word not in everyday.small):
@@ -126,14 +126,15 @@ class _Reader:
             self.thing(item._replace(meaning=meaning), None)
         return not meaning.many
 
-    def description(self, item: Item, alone: bool = False) -> None:
-        """A colour, a size or a number; alone: between two pauses."""
+    def description(self, item: Item, begins: bool, alone: bool) -> None:
+        """A colour, a size or a number. begins: after a pause; alone: before one, too."""
         kind, said = item.kind, self.before.get(item.kind)
         if kind == "colour" and self._of_the_part(item):
             self.left_out.append(item)
             return
         between = self.text[said.end : item.start] if said else []
-        if kind == "colour" and between[:1] in ([OPEN], ["one"]) and self.second is None:
+        listed = between[:1] in ([OPEN], ["one"]) or (begins and not self.things)
+        if kind == "colour" and said is not None and listed and self.second is None:
             self.second = item
         elif said is not None:
             self.left_out.append(said if kind == "count" else item)
@@ -184,7 +185,7 @@ class _Reader:
             if another := self._another(last, told):  # "two dogs, one black and one white"
                 self.things.append(last.in_colour(another))
                 told["colour"] = before["colour"]
-                self.second = None
+                self.second = None if self.second is another else self.second
         self.left_out += [item for kind, item in before.items() if kind not in told]
         self.left_out += [self.second] if self.second else []
         self._forget()
@@ -230,7 +231,8 @@ def _each_once(things: list[Thing], items: Sequence[Item], left_out: list[Item])
         other = fits[0]
         gap = range(other.item.end, thing.item.start)
         if any(item.kind == "relation" and item.start in gap for item in items):
-            both = replace(other.with_more(thing.said), more=other.more + thing.count)
+            told = {kind: item for kind, item in thing.said.items() if kind == "size"}
+            both = replace(other.with_more(told), more=other.more + thing.count)
         else:
             both = also(thing, other)
         left_out += [item for item in thing.said.values() if item not in both.said.values()]
@@ -249,14 +251,23 @@ def also(thing: Thing, other: Thing) -> Thing:
     return replace(both, item=thing.item._replace(meaning=many))
 
 
-def place_of(items: Sequence[Item]) -> tuple[Item | None, list[Item]]:
+def place_of(
+    text: Sequence[str], items: Sequence[Item], everyday: Everyday
+) -> tuple[Item | None, list[Item]]:
     """Where a prompt says that it is, and what else it says of that: a picture has one place.
 
-    Before other places go colours, which are said on purpose; a noun goes before an adjective.
+    Before other places go colours, which are said on purpose; a noun goes before an adjective, and
+    before what may be anywhere, such as a road or a table.
     """
+    anywhere = set(everyday.lexicon["anywhere"])
     said = [item for kind in ("place", "adjective") for item in items if item.kind == kind]
     known = [item for item in said if item.value is not None]
     if not known:
         return None, said
-    found = min(known, key=lambda item: not item.value.endswith("background"))
+
+    def doubt(item: Item) -> tuple[bool, bool, bool]:
+        coloured = item.value.endswith("background")
+        return not coloured, item.kind == "adjective", text[item.end - 1] in anywhere
+
+    found = min(known, key=doubt)
     return found, [item for item in said if item.value != found.value]

@@ -16,6 +16,12 @@ from tfgen.hub import read_json
 
 PAD, UNKNOWN, START = 0, 1, 2
 
+# What captions have beside what they name.
+SMALL_WORDS = frozenset(
+    "a an the of and or with in on at to by is are there some this that show me it its which photo "
+    "photograph picture image drawing render scene 3d colored coloured".split()
+)
+
 # British spellings of words that captions have in American English.
 SPELLINGS = {"grey": "gray", "colour": "color", "coloured": "colored"}
 
@@ -106,6 +112,10 @@ class WordTokenizer:
     def unknown(self, text: str) -> list[str]:
         """The words of a text outside the vocabulary, in order, each once."""
         return list(dict.fromkeys(w for w in self.split(text) if self._known(w) not in self.index))
+
+    def says_nothing(self, text: str) -> bool:
+        """Whether of all words of a text the vocabulary knows small ones at most."""
+        return {*self.split(text)} - {*self.unknown(text)} <= SMALL_WORDS
 
     def nearest(self, word: str, count: int = 3) -> list[str]:
         """Known words spelt most like `word`."""
