@@ -7,6 +7,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import typer
 
@@ -22,7 +23,7 @@ from .judge import judge
 from .models import models
 from .prior import prior
 from .replay import replay
-from .streams import careful, flushed, silence
+from .streams import careful
 from .tree import tree
 from .words import words
 
@@ -115,13 +116,12 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # whoever read our output has seen enough, as in `tfgen models | head`
-        silence(sys.stdout)
         return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if not flushed(sys.stdout) and isinstance(error, OSError):
-            error = TfgenError(f"Standard output cannot be written: {error.strerror or error}.")
+        with suppress(TfgenError, BrokenPipeError):  # what is left of it, before Python ends
+            sys.stdout.flush()
         message, code = explain(error, arguments)
         print(f"Error: {message}", file=sys.stderr)
         return code

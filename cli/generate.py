@@ -15,6 +15,7 @@ import typer
 from tfgen.errors import InputError, TfgenError, whole_number
 
 from . import options as o
+from .given import check_given
 from .report import prompt_warnings, report, search_bar, summary
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def generate(
             engine=engine,
             verbatim=verbatim,
         )
+        check_given(settings, pipeline.settings(**settings))
         try:
             for index, path in enumerate(paths):
                 with ctrl_c_once() as ctrl_c:

@@ -2,7 +2,8 @@
 
 The recipe is a JSON object in an iTXt chunk named `tfgen`. It holds everything needed to make the
 picture again, and nothing that differs between two runs of the same command (no time, no duration,
-no memory), so that on the same machine the same command writes the same file.
+no memory), so that on the same machine the same command writes the same file. (Only decodes that a
+cache has saved are not counted.)
 """
 
 from __future__ import annotations

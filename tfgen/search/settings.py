@@ -57,6 +57,7 @@ MOST = {  # more could not even be planned: a plan has a number for each step
     "crossover": 10**5,
     "refine": 10**4,
 }
+MOST_WEIGHT = 1e6  # above it, 32 bits have no digits left for the verifier's score
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,11 @@ class SearchSettings:
                     raise InputError(f"{name} must be {MOST[name]} at most, not {number}.")
         for name in ("prior_strength", "prior_weight", "anneal", "reencode_loss"):
             kept[name] = finite_number(name, getattr(self, name), 0)
+        if kept["prior_weight"] > MOST_WEIGHT:
+            raise InputError(
+                f"prior_weight must be at most {MOST_WEIGHT:,.0f}, not {self.prior_weight:g}: the "
+                "verifier's score would not count."
+            )
         if self.time_limit is not None:
             kept["time_limit"] = finite_number("time_limit", self.time_limit, 0)
             if kept["time_limit"] == 0:

@@ -1,29 +1,35 @@
-"""Settings that were asked for, and can do nothing in the search that was asked for."""
+"""Options that were given, and can do nothing in the search that was asked for.
+
+Of commands alone: in Python, the settings of one search may be given to another as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from tfgen.errors import InputError
-from tfgen.search.settings import SearchSettings
+
+if TYPE_CHECKING:
+    from tfgen.search import SearchSettings
 
 NEEDS = {  # what a setting is of, and the setting without which there is none
     "patience": ("patience ends a crossover", "crossover"),
     "reencode_loss": ("reencode_loss is what a re-encoding may lose", "reencode"),
     "shortlist_by": ("shortlist_by says what a shortlist is chosen by", "shortlist"),
 }
-MOST_WEIGHT = 1e6  # above it, 32 bits have no digits left for the verifier's score
 
 
 def check_given(given: Mapping[str, Any], settings: SearchSettings) -> None:
-    """Raises InputError where `given`, a part of the settings, says something of what the search
-    does not have, or leaves the verifier nothing to say.
+    """Raises InputError where `given`, a part of the settings (None: not given), says something of
+    what the search does not have.
 
     The other settings are a model's defaults, which may: the user has switched off what they are
     of. So may, as everywhere, what is given as it is in SearchSettings anyway.
     """
-    said = {name for name, value in given.items() if value != getattr(SearchSettings, name)}
+    usual = {field.name: field.default for field in fields(settings)}
+    said = {name for name, value in given.items() if value not in (None, usual[name])}
     for name, (what, part) in NEEDS.items():
         if name in said and not getattr(settings, part):
             raise InputError(f"{what}: leave it out, or use it with {part} from 1 up.")
@@ -34,9 +40,4 @@ def check_given(given: Mapping[str, Any], settings: SearchSettings) -> None:
         raise InputError(
             "Forecasts in the rounds of a crossover need one: use crossover from 1 up, or "
             "forecast_in 'all'."
-        )
-    if settings.prior_weight > MOST_WEIGHT:
-        raise InputError(
-            f"prior_weight must be at most {MOST_WEIGHT:,.0f}, not {settings.prior_weight:g}: the "
-            "verifier's score would not count."
         )
