@@ -35,11 +35,16 @@ then
   exit 2
 fi
 
+failed=0  # whether any step has
+
 # step NAME COMMAND...: its output goes to NAME.log. What there is by then comes back as one file, as
 # a tool that is cut off brings back what lies in $OUT, and eight files at most.
 step() {
   local log=$results/$1.log
-  "${@:2}" >"$log" 2>&1 || printf '%s failed:\n' "$1"
+  if ! "${@:2}" >"$log" 2>&1; then
+    printf '%s failed:\n' "$1"
+    failed=1
+  fi
   tail -n 5 "$log"
   if [ -n "${OUT:-}" ]; then tar -C $results -czf "$OUT/gpu.tgz" .; fi
 }
@@ -78,3 +83,4 @@ step memcheck timeout 120 compute-sanitizer --tool memcheck \
 new=tests/decoding/test_attention.py
 step tests-attention timeout 180 python3 -m pytest -v --durations=10 $new
 step tests timeout 180 python3 -m pytest -v --durations=10 tests/decoding --ignore=$new
+exit $failed

@@ -81,7 +81,7 @@ def test_the_fastest_cut_whose_results_are_right_goes_into_the_decoder(tmp_path:
 @pytest.mark.parametrize("rows", [None, ROWS[:1]], ids=["failed", "no head"])
 def test_what_fails_stops_nothing_else(rows: Any, tmp_path: Path) -> None:
     done, calls = run(tmp_path, rows)
-    assert tiles(calls) == ["64 4 2"] * 2
+    assert tiles(calls) == ["64 4 2"] * 2 and done.returncode == 1
     for name in ("memcheck", "tests-attention", "tests"):
         assert f"{name} failed" in done.stdout
 

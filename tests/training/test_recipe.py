@@ -35,6 +35,7 @@ from tfgen.training import (
     grid,
     judge,
     recipe,
+    snapshot,
     stages,
     tokenizer,
 )
@@ -394,6 +395,22 @@ def test_minutes_that_are_no_time_are_refused(
     for minutes in ("nan", "-3"):
         assert Kitchen(tmp_path / minutes).cook(f"--minutes={minutes}") == 2
         assert "--minutes must be a finite number from 0 up" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_leaves_a_snapshot_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, snap = Kitchen(tmp_path), tmp_path / "snap"
+
+    def diverge(*_: object) -> bool:
+        raise TfgenError("The loss is not finite.")
+
+    monkeypatch.setattr(recipe, "cook", diverge)
+    (here.out / "stages" / "apart").mkdir(parents=True)
+    (here.out / "stages" / "apart" / "log").write_text("done")
+    assert here.cook(snapshot=snap) == 1
+    snapshot.restore(snap, tmp_path / "there")
+    assert (tmp_path / "there" / "stages" / "apart" / "log").read_text() == "done"
 
 
 def test_another_machine_goes_on_from_a_snapshot(

@@ -72,9 +72,19 @@ def test_a_snapshot_that_is_not_whole_is_refused(
     other = tmp_path / "other"
     with pytest.raises(InputError, match="There is no snapshot in"):
         snapshot.restore(tmp_path, other)
-    monkeypatch.setattr(snapshot, "LARGEST", 50_000)
+    monkeypatch.setattr(snapshot, "LARGEST", 20_000)
     snapshot.save(out, tmp_path / "snap")
-    sorted((tmp_path / "snap").iterdir())[-1].unlink()
-    with pytest.raises(InputError, match="bring all of its files"):
-        snapshot.restore(tmp_path / "snap", other)
+    pieces = sorted((tmp_path / "snap").iterdir())
+    assert len(pieces) > 2
+    for piece in (pieces[1], pieces[-1]):
+        there = piece.read_bytes()
+        for spoilt in (b"", there[:99] + bytes([there[99] ^ 1]) + there[100:]):
+            piece.write_bytes(spoilt)
+            with pytest.raises(InputError, match="bring all of its files"):
+                snapshot.restore(tmp_path / "snap", other)
+        piece.write_bytes(there)
     assert not other.exists() and not list(tmp_path.glob("*.partial"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    snapshot.restore(tmp_path / "snap", Path())
+    assert (tmp_path / "here" / "sprites").is_dir()

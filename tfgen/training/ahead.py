@@ -9,9 +9,14 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
+
+from tfgen.errors import TfgenError
+from tfgen.training.stopping import signalled
 
 T = TypeVar("T")
 
@@ -44,12 +49,27 @@ def ahead(
         try:
             for step in steps:
                 following = step if following is None else following
-                while following < last and len(waiting) < 2 * workers:
-                    waiting.append(pool.submit(_drawn, following))
-                    following += 1
-                yield step, waiting.popleft().result()
+                with suppress(BrokenProcessPool):  # `_result` tells of it
+                    while following < last and len(waiting) < 2 * workers:
+                        waiting.append(pool.submit(_drawn, following))
+                        following += 1
+                yield step, _result(waiting.popleft(), step, draw) if waiting else draw(step)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future, step: int, draw: Callable[[int], T]) -> T:
+    """What was drawn for a step. Where its process has died, because a signal to stop went to all
+    processes, it is drawn here; else raises TfgenError."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        if signalled():
+            return draw(step)
+        raise TfgenError(
+            "A process that draws what training needs has died, perhaps for lack of memory: the "
+            "same command goes on from what was saved last."
+        ) from error
 
 
 _draw: Callable[[int], object]  # of a process of `ahead`
@@ -57,8 +77,8 @@ _draw: Callable[[int], object]  # of a process of `ahead`
 
 def _drawing(draw: Callable[[int], object]) -> None:
     global _draw
-    for number in (signal.SIGINT, signal.SIGTERM):  # they end with the process they draw for
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # they end with the process they draw for
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends them
     torch.set_num_threads(1)
     _draw = draw
 

@@ -20,7 +20,7 @@ from tfgen.errors import InputError
 from tfgen.priors.bank import FILE_NAME, Bank
 from tfgen.tokenizers.base import Tokenizer
 from tfgen.tokenizers.sprites import SpritesTokenizer
-from tfgen.training.commands import command_line, parsed, world_arguments
+from tfgen.training.commands import command_line, parsed, shown_by, world_arguments
 from tfgen.training.world import Scenes, World
 from tfgen.training.writing import has_scribe, tokens_of
 from tfgen.verifiers.clip import ClipVerifier
@@ -58,7 +58,7 @@ def main() -> None:
             args.scenes,
             path,
             args.tier,
-            lambda done, total: bar.update(done - bar.n),
+            shown_by(bar),
         )
     print(f"{len(bank):,} scenes, {path.stat().st_size / 1e6:.2f} MB: {path}")
 

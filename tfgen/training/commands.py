@@ -15,6 +15,7 @@ from typing import Any, ParamSpec
 
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from tfgen import hub
 from tfgen.errors import InputError, TfgenError, finite_number, unknown
@@ -83,6 +84,18 @@ def world_arguments(parser: argparse.ArgumentParser, tier: str) -> None:
     parser.add_argument(
         "--free", type=float, default=0.0, help="share of scenes whose objects stand anywhere"
     )
+
+
+def shown_by(bar: tqdm) -> Callable[[int, int], None]:
+    """A progress that moves a bar, and ends the work where a signal asked for it: to be called
+    once a part of it is saved."""
+    timer = stopping.Timer(None)
+
+    def progress(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+        timer(done, total)
+
+    return progress
 
 
 def deadline_in(minutes: float | None) -> float | None:

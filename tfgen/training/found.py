@@ -27,6 +27,7 @@ from tfgen.training.commands import command_line, parsed, world_arguments
 from tfgen.training.groups import base_scene
 from tfgen.training.negatives import padded
 from tfgen.training.reading import SHORTEST
+from tfgen.training.stopping import Timer
 from tfgen.training.world import Scenes, World
 
 PAIRS = 0.7
@@ -143,7 +144,8 @@ def main() -> None:
     pipeline = Pipeline.load(args.model, verifier=args.verifier, device=args.device)
     size = pipeline.tokenizer.image_size
     world = World(args.tier, (size,), device=args.device, free=args.free)
-    found = search_for(world, pipeline, args.captions, args.budget, args.seed, args.out)
+    asked = (args.captions, args.budget, args.seed, args.out)
+    found = search_for(world, pipeline, *asked, progress=Timer(None))
     print(f"{len(found)} pictures found for {len(found.captions)} captions.")
 
 

@@ -20,7 +20,7 @@ from tfgen.hub import load_tokenizer
 from tfgen.priors.frequency import FILE_NAME, FrequencyPrior
 from tfgen.tables import Parts
 from tfgen.tokenizers.base import Tokenizer
-from tfgen.training.commands import command_line, parsed, world_arguments
+from tfgen.training.commands import command_line, parsed, shown_by, world_arguments
 from tfgen.training.world import World
 from tfgen.training.writing import tokens_of
 
@@ -91,7 +91,7 @@ def main() -> None:
             args.tokenizer / FILE_NAME,
             args.tier,
             args.min_count,
-            lambda done, total: bar.update(done - bar.n),
+            shown_by(bar),
         )
     bits = -float(prior.expected_mean[-1]) / math.log(2)
     print(f"{bits:.2f} bits a token on held-out scenes, of {math.log2(tokenizer.vocab_size):.2f}")

@@ -324,10 +324,12 @@ def train_all(args: argparse.Namespace) -> int:
     book = Book(args.out, args.tier, args.configs)
     sprites = gather_sprites(args.tier, args.sprites, args.out)
     materials = Materials(args.tier, args.out, args.device, deadline, sprites)
-    done = cook(materials, book, stages)
-    if args.snapshot:
-        size = snapshot.save(args.out, args.snapshot)
-        print(f"A snapshot of {size / 1e6:.1f} MB is in {str(args.snapshot)!r}.", flush=True)
+    try:
+        done = cook(materials, book, stages)
+    finally:  # what was done before a stage that failed, too
+        if args.snapshot:
+            size = snapshot.save(args.out, args.snapshot)
+            print(f"A snapshot of {size / 1e6:.1f} MB is in {str(args.snapshot)!r}.", flush=True)
     if not done:
         return exit_code()
     if len(stages) < len(STAGES):

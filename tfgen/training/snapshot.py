@@ -8,11 +8,13 @@ for bit.
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,8 +45,6 @@ def save(out: Path, folder: Path) -> int:
                         write_whole(tensors, kept, metadata)
                     archive.add(kept, path.relative_to(out))
             folder.mkdir(parents=True, exist_ok=True)
-            for old in _pieces(folder):
-                old.unlink()
             return _cut(whole, folder)
     except OSError as error:
         raise TfgenError(
@@ -59,22 +59,36 @@ def restore(folder: Path, out: Path) -> None:
     pieces = _pieces(folder)
     if not pieces:
         raise InputError(f"There is no snapshot in {str(folder)!r}: it has no {NAME}.00.")
+    out = out.absolute()
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        joined = io.BytesIO(b"".join(piece.read_bytes() for piece in pieces))
-        with tarfile.open(fileobj=joined, mode="r:gz") as archive:
-            archive.extractall(partial, filter="data")
+        # All of it, with its checksum, which tarfile does not look at.
+        whole = gzip.decompress(b"".join(piece.read_bytes() for piece in pieces))
+        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
+            for member in archive:
+                _extract(archive, member, partial)
         if out.exists():
             shutil.copytree(partial, out, dirs_exist_ok=True)
         else:
             os.replace(partial, out)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(
             f"The snapshot in {str(folder)!r} could not be put into {str(out)!r} ({error}): bring "
             f"all of its files, {NAME}.00 and those that follow."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """As extract(filter="data"), which early versions of Python 3.10 and 3.11 lack; `save` puts
+    nothing else than files into an archive."""
+    path, source = Path(member.name), archive.extractfile(member)
+    if source is None or path.is_absolute() or ".." in path.parts:
+        raise tarfile.ExtractError(f"{member.name!r} is no file of a snapshot")
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    with source, (folder / path).open("wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def _files(out: Path) -> Iterator[Path]:
@@ -89,9 +103,14 @@ def _pieces(folder: Path) -> list[Path]:
 
 
 def _cut(whole: Path, folder: Path) -> int:
-    with whole.open("rb") as source:
-        number = 0
-        while piece := source.read(LARGEST):
-            (folder / f"{NAME}.{number:02d}").write_bytes(piece)
-            number += 1
+    """Write the pieces, and then put them in the place of what is there."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with whole.open("rb") as source:
+            while piece := source.read(LARGEST):
+                number = len(os.listdir(scratch))
+                (Path(scratch) / f"{NAME}.{number:02d}").write_bytes(piece)
+        for old in _pieces(folder):
+            old.unlink()
+        for new in _pieces(Path(scratch)):
+            os.replace(new, folder / new.name)
     return whole.stat().st_size
