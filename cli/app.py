@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -103,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with careful():
-        return run(arguments)
+        code = run(arguments)
+    if argv is None and code == INTERRUPTED:  # another Ctrl-C has nothing left to stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 def run(arguments: Sequence[str]) -> int:

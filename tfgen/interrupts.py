@@ -22,8 +22,9 @@ class CtrlC:
         self._held = True
 
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
+        waits = self._held or self.pressed
         self.pressed = True
-        if not self._held:
+        if not waits:
             raise KeyboardInterrupt
 
 
@@ -32,8 +33,8 @@ _current: CtrlC | None = None
 
 @contextmanager
 def ctrl_c_once() -> Iterator[CtrlC]:
-    """In the body, Ctrl-C raises KeyboardInterrupt until a search has ended, by a first one or by
-    itself, and is held back from then on (`hold_ctrl_c`).
+    """In the body, the first Ctrl-C raises KeyboardInterrupt and later ones are held back; where a
+    search has ended, all are (`hold_ctrl_c`).
 
     To be opened once for each search, up to where its picture is saved; then look at `pressed`. One
     within another is that other. In threads other than the main one, and where the program has a
