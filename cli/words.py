@@ -11,8 +11,7 @@ import typer
 from tfgen.errors import InputError
 
 if TYPE_CHECKING:
-    from tfgen.verifiers.contrast import ContrastWords
-    from tfgen.verifiers.words import WordTokenizer
+    pass
 
 WIDTH = 100
 
@@ -51,7 +50,7 @@ def words(
     if prompt:
         said = Rewording(known)(prompt[0])
         vocabulary = WordTokenizer.load(folder / "vocabulary.json")
-        check_known(said.text, vocabulary, known, folder.name)
+        vocabulary.check(said.text, folder.name, "prompt", known.examples())
         unknown = vocabulary.unknown(said.text)
         if as_json:
             told = {"prompt": prompt[0], "read_as": said.text, "left_out": said.left_out}
@@ -76,18 +75,3 @@ def words(
     for name, entries in lists.items():
         print(f"{name} ({len(entries)})")
         print(textwrap.fill(", ".join(entries), WIDTH, initial_indent="  ", subsequent_indent="  "))
-
-
-def check_known(text: str, vocabulary: WordTokenizer, known: ContrastWords, name: str) -> None:
-    """Raises InputError on a prompt that a search would refuse, in the words of `ClipVerifier`,
-    whose weights are not loaded here."""
-    room = vocabulary.context_length - 2
-    if not vocabulary.fits(text):
-        raise InputError(
-            f"The prompt is too long: {name} reads at most {room} words. Shorten {text!r}."
-        )
-    if vocabulary.says_nothing(text):
-        raise InputError(
-            f"The verifier {name} knows no word of {text!r}; it knows "
-            f"{', '.join(spec['plural'] for spec in known.objects[:12])} and more."
-        )

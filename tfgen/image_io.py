@@ -62,14 +62,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     Returns the path. Raises InputError when it is a folder, its own folder is missing, its name is
     too long, or the folder or the file cannot be written to. Leaves nothing behind.
     """
-    path = Path(path)
-    if not os.path.isdir(path.parent):
-        raise InputError(
-            f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: "
-            "create it first, or choose another output."
-        )
-    if os.path.isdir(path):
-        raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
+    path = check_place(path)
     try:
         with suppress(FileNotFoundError), path.open("r+b"):  # one that is there stays as it is
             pass
@@ -79,6 +72,20 @@ def check_file(path: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"Cannot write {str(path)!r} ({error.strerror or error}): choose another output."
         ) from error
+    return path
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """The path, of which it is sure that it is no folder, and that its own folder is there; raises
+    InputError."""
+    path = Path(path)
+    if not os.path.isdir(path.parent):
+        raise InputError(
+            f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: "
+            "create it first, or choose another output."
+        )
+    if os.path.isdir(path):
+        raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
     return path
 
 

@@ -20,8 +20,7 @@ here, args = {here!r}, sys.argv[1:]
 with open(here + "/calls", "a") as file:
     print(*args[1:], file=file)
 if args[0] == "-":
-    sys.argv = args
-    exec(sys.stdin.read())
+    os.execv(sys.executable, [sys.executable, *args])
 elif args[0] == "-c":
     sys.exit(os.environ.get("MISSING"))
 elif args[1] == "benchmarks.attention_throughput":

@@ -12,25 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from tests.toy_grid import SIZES as GRID_SIZES
-from tests.toy_world import SIZES, shapes
+from tests.toy_world import shapes
+from tests.training.kitchen import CONFIGS, Kitchen, write_sprites
 from tfgen import hub
 from tfgen.atlas import Atlas
 from tfgen.errors import TfgenError
 from tfgen.judge import Judge
-from tfgen.judge_model import JudgeConfig, JudgeModel
-from tfgen.packing import pack
-from tfgen.priors.autoregressive_model import AutoregressiveConfig, AutoregressiveModel
 from tfgen.tables import models_of
-from tfgen.tokenizers.grid_model import GridConfig, GridModel
-from tfgen.tokenizers.sprites_model import SpritesConfig, SpritesModel
-from tfgen.tokenizers.sprites_reading import Holds
 from tfgen.training import (
     apart,
     clip,
-    clip_model,
     common,
     grid,
     judge,
@@ -39,115 +31,11 @@ from tfgen.training import (
     stages,
     tokenizer,
 )
-from tfgen.training.backgrounds import BACKGROUNDS
-from tfgen.training.captions import Captioner
-from tfgen.training.colours import COLOURS
-from tfgen.training.objects import load_objects
 from tfgen.training.recipe import main
 from tfgen.training.stages import STAGES, Stage
 from tfgen.training.stopping import OUT_OF_TIME
 from tfgen.training.world import World
 from tfgen.verifiers.clip import ClipVerifier
-
-COMMON = {"tier": "small", "variants": 1, "log_every": 1, "save_every": 100}
-LEARNED = COMMON | {"steps": 2, "batch": 2, "peak_lr": 1e-3, "ema": 0.5, "bf16": False, "seed": 1}
-CLIP = {k: v for k, v in LEARNED.items() if k != "batch"} | {
-    "groups": 1,
-    "width": 32,
-    "flat": 0.4,
-    "head_weight": 0.3,
-    "decoded_share": 0.5,
-    "negatives": 3,
-    "odd": 2,
-    "mine_every": 1,
-    "held_out": 2,
-    "reads": True,
-    "named": 0.5,
-}
-# The tokenizer's encoder becomes the verifier's tower, and so is of the usual size.
-MODEL = SIZES | {"image_size": 64, "encoder_widths": [32, 64, 128, 192], "scribe": 16}
-MODEL |= {"kinds": len(load_objects("small")), "colours": len(COLOURS)}
-MODEL |= {"grounds": len(BACKGROUNDS), "levels": [8, 3, 4]}
-MODEL |= {"memory": 2, "ground_memory": 2}
-PART = {"steps": 2, "batch": 8, "peak_lr": 1e-3}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "apart_small": {k: v for k, v in LEARNED.items() if k not in PART}
-    | {"attribute_weight": 0.1, "grafts": 0.4, **dict.fromkeys(apart.PARTS, PART)}
-    | {"model": MODEL},
-    "tokenizer_small": LEARNED | {"attribute_weight": 0.1, "model": MODEL},
-    "renderer_small": LEARNED | {"backgrounds": 1},
-    "prior_small": {"tier": "small", "variants": 1, "scenes": 60, "min_count": 1},
-    "clip_small": CLIP | {"told": 1},
-    "clip_small_decoded": CLIP,
-    "clip_small_odd": CLIP,
-    "clip_small_pairs": CLIP | {"pairs": 0.8},
-    "clip_small_found": CLIP | {"chimeras": 1, "found": 4},
-    "found_small": {
-        "tier": "small",
-        "seed": 1,
-        "variants": 1,
-        "scenes": 60,
-        "pairs": 0.5,
-        "captions": 2,
-        "budget": 40,
-    },
-    "judge_small": LEARNED
-    | {
-        "flat": 0.4,
-        "decoded_share": 0.5,
-        "other": 0.5,
-        "mixed": 0.1,
-        "widths": [8, 8, 16, 16],
-        "neck": 16,
-        "threshold_scenes": 4,
-    },
-    "bank_small": {"tier": "small", "variants": 1, "scenes": 60, "pairs": 0.5},
-    "forecast_small": {k: v for k, v in LEARNED.items() if k not in ("bf16", "variants")}
-    | {"pictures": 2100, "tokens": 8, "width": 8, "depth": 1},
-    "autoregressive_small": LEARNED
-    | {
-        "flat": 0.4,
-        "drop_texts": 0.1,
-        "drop_words": 0.0,
-        "held_out": 2,
-        "guidance": 2.0,
-        "model": {"width": 16, "heads": 2, "depth": 1},
-    },
-    "grid_small": LEARNED | {"attribute_weight": 0.1, "model": GRID_SIZES},
-}
-
-
-def write_sprites(path: Path, count: int) -> Path:
-    """A file of sprites of the table's first objects, as `tfgen.training.sprites` builds one."""
-    specs = load_objects()[:count]
-    sprites = shapes(16)[torch.arange(count) % 5].contiguous()
-    save_file({"sprites": sprites}, path, {"names": json.dumps([spec.name for spec in specs])})
-    return path
-
-
-class Kitchen:
-    """Toy configs, sprites and folders, and the command over them."""
-
-    def __init__(self, folder: Path):
-        self.configs, self.out = folder / "configs", folder / "out"
-        self.configs.mkdir(parents=True)
-        for name, config in CONFIGS.items():
-            (self.configs / f"{name}.json").write_text(json.dumps(config))
-        self.sprites = write_sprites(folder / "sprites.safetensors", len(load_objects("small")))
-
-    def cook(self, *options: str, **changed: Path) -> int:
-        given = {"out": self.out, "sprites": self.sprites, "configs": self.configs} | changed
-        paths = [part for k, v in given.items() for part in (f"--{k}", str(v))]
-        return main(["--tier", "small", "--device", "cpu", *paths, *options])
-
-    def weights(self) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(self.out)): path.read_bytes()
-            for path in sorted(self.out.rglob("*.safetensors"))
-        }
-
-    def state(self, stage: str) -> dict[str, Any]:
-        return json.loads((self.out / "stages" / stage / "state.json").read_text())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -494,74 +382,3 @@ def test_a_device_that_is_not_here_is_refused(
     ):
         assert main(["--tier", "small", "--device", device, "--out", str(tmp_path)]) == 2
         assert told in capsys.readouterr().err
-
-
-READS = {"reads", "told", "named", "factors"}
-"""What configs of a verifier that reads the scene have beside the others'."""
-
-
-@pytest.mark.parametrize("tier", ["small", "medium", "full"])
-def test_every_tier_has_its_configs(tier: str) -> None:
-    configs = recipe.Book(Path("nowhere"), tier, recipe.CONFIGS).configs
-    assert configs.keys() == {stage.name for stage in STAGES}
-    # Scenes in layouts combine (grafts.py), those anywhere hardly do, so a bank has none of those;
-    # atlas and forecaster see no scenes.
-    none = ("atlas", "bank", "forecast")
-    free = {c.get("free", 0.0) for name, c in configs.items() if name not in none}
-    assert free == ({0.5} if tier == "full" else {0.0})
-    assert configs["bank"].get("free", 0.0) == 0
-    small = recipe.Book(Path("nowhere"), "small", recipe.CONFIGS).configs
-    for name, config in configs.items():
-        assert set(small[name]) <= set(config), name
-        assert set(config) <= set(small[name]) | {"free", "held_out", "bf16"} | READS, name
-
-
-@pytest.mark.parametrize("tier", ["medium", "full"])
-def test_a_cpus_configs_are_of_the_packaged_models_sizes(tier: str) -> None:
-    configs = recipe.Book(Path("nowhere"), tier, recipe.CONFIGS / "cpu").configs
-    small = recipe.Book(Path("nowhere"), "small", recipe.CONFIGS).configs
-    for name, config in configs.items():
-        assert set(config) - {"start", "held_out", "bf16", "free"} - READS <= set(small[name]), name
-        for sizes in ("model", "width", "widths", "neck"):
-            ours, theirs = config.get(sizes), small[name].get(sizes)
-            if sizes == "model" and name in ("apart", "tokenizer"):
-                kinds = {"kinds": len(load_objects(tier))}
-                many = {"scribe": 1024, "memory": 4} if tier == "full" else {}
-                assert ours == theirs | kinds | many, name
-            else:
-                assert ours == theirs, name
-    starts = {name: config["start"] for name, config in configs.items() if "start" in config}
-    assert starts == {"apart": "sprites", "clip": "sprites-clip", "judge": "sprites-judge"}
-
-
-def test_the_networks_of_the_full_tier_leave_room_for_its_tables_in_40_megabytes() -> None:
-    configs = recipe.Book(Path("nowhere"), "full", recipe.CONFIGS).configs
-    objects = load_objects("full")
-    words = len(Captioner(list(objects)).vocabulary()) + 4
-
-    def sizes(stage: str) -> dict[str, Any]:
-        model = configs[stage]["model"]
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}
-
-    ordered = SpritesConfig(**sizes("tokenizer"))
-    assert ordered.encoder_widths == SpritesConfig().encoder_widths  # those of the verifier's tower
-    reader = AutoregressiveConfig(
-        ordered.levels, ordered.num_tokens, words, 24, **sizes("autoregressive")
-    )
-    judge = configs["judge"]
-    numbers = (len(objects) + 1, len(COLOURS) + 1, len(BACKGROUNDS))
-    assert configs["clip"]["reads"]
-    holds = Holds(ordered.slots, ordered.kinds, ordered.colours, ordered.grounds)
-    packed = [
-        SpritesModel(ordered),
-        clip_model.create(words, configs["clip"]["width"], holds),
-        GridModel(GridConfig(**sizes("grid"))),
-        AutoregressiveModel(reader),
-        AutoregressiveModel(reader),
-    ]
-    referee = JudgeModel(JudgeConfig(64, tuple(judge["widths"]), judge["neck"], *numbers))
-    files = [list(pack(model.state_dict()).values()) for model in packed]
-    files.append([t.half() for t in referee.state_dict().values()])
-    megabytes = [sum(t.numel() * t.element_size() for t in tensors) / 1e6 for tensors in files]
-    assert all(a < b for a, b in zip(megabytes, (14, 10, 7, 3, 3, 3), strict=True)), megabytes
-    assert sum(megabytes) < 36.3

@@ -43,6 +43,7 @@ from typing import IO, Any
 import torch
 
 from tfgen.errors import InputError, TfgenError
+from tfgen.image_io import check_place
 from tfgen.search.accounts import Accounts
 from tfgen.search.records import Pool, SearchResult, Step
 
@@ -80,14 +81,7 @@ class Trace:
 
 def check_trace(path: str | PathLike[str]) -> None:
     """Find out before a search whether a trace can be written there; raises InputError if not."""
-    path = Path(path)
-    if os.path.isdir(path):
-        raise InputError(f"Cannot write {str(path)!r}: it is a folder: give the name of a file.")
-    if not os.path.isdir(path.parent):
-        raise InputError(
-            f"Cannot write {str(path)!r}: there is no folder {str(path.parent)!r}: "
-            "create it first, or choose another file."
-        )
+    path = check_place(path)
     try:
         exists = path.exists()
     except OSError as error:

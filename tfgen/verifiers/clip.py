@@ -235,12 +235,8 @@ class ClipVerifier(Verifier):
         prompt, and a prompt of which a closed vocabulary knows no word.
         """
         words = WordTokenizer.split(prompt)
-        self._check(prompt, "prompt", 'say what to show, for example "a red fox in snow"')
-        if isinstance(self.tokenize, WordTokenizer) and self.tokenize.says_nothing(prompt):
-            raise InputError(
-                f"The verifier {self.name} knows no word of {prompt!r}; it knows "
-                f"{', '.join(spec['plural'] for spec in self.words.objects[:12])} and more."
-            )
+        advice = 'say what to show, for example "a red fox in snow"'
+        self._check(prompt, "prompt", advice, self.words.examples())
         for negative in negatives:
             self._check(negative, "negative", 'say what not to show, for example "a blue fox"')
             if WordTokenizer.split(negative) == words:
@@ -277,14 +273,15 @@ class ClipVerifier(Verifier):
         fit = all(all(self._fit(texts)) for texts in said)
         return [list(way) for way in zip(*said, strict=True)] if fit else [texts]
 
-    def _check(self, text: str, kind: str, advice: str) -> None:
+    def _check(self, text: str, kind: str, advice: str, known: Sequence[str] = ()) -> None:
         if not text.strip():
             raise InputError(f"The {kind} is empty: {advice}.")
-        if not self._fit([text])[0]:
+        if isinstance(self.tokenize, WordTokenizer):
+            self.tokenize.check(text, self.name, kind, known)
+        elif not self._fit([text])[0]:
             room = int(self.model.context_length) - 2
-            unit = "words" if isinstance(self.tokenize, WordTokenizer) else "text tokens"
             raise InputError(
-                f"The {kind} is too long: {self.name} reads at most {room} {unit}. "
+                f"The {kind} is too long: {self.name} reads at most {room} text tokens. "
                 f"Shorten {text!r}."
             )
 

@@ -88,6 +88,10 @@ class ContrastWords:
             ) from error
         return words
 
+    def examples(self) -> list[str]:
+        """Some of the objects, in the plural, to tell what can be said."""
+        return [spec["plural"] for spec in self.objects[:12]]
+
     def _entries(self, factor: str) -> list[list[str]]:
         """The phrases of each entry of a factor's table, for all factors but objects."""
         if factor == "colour":

@@ -117,6 +117,20 @@ class WordTokenizer:
         """Whether of all words of a text the vocabulary knows small ones at most."""
         return {*self.split(text)} - {*self.unknown(text)} <= SMALL_WORDS
 
+    def check(self, text: str, name: str, kind: str, known: Sequence[str] = ()) -> None:
+        """Raises InputError on a text that does not fit the context and, with examples of what is
+        known, on one that says nothing. name: of the verifier; kind: what the text is."""
+        if not self.fits(text):
+            raise InputError(
+                f"The {kind} is too long: {name} reads at most {self.context_length - 2} words. "
+                f"Shorten {text!r}."
+            )
+        if known and self.says_nothing(text):
+            raise InputError(
+                f"The verifier {name} knows no word of {text!r}; it knows {', '.join(known)} "
+                "and more."
+            )
+
     def nearest(self, word: str, count: int = 3) -> list[str]:
         """Known words spelt most like `word`."""
         return difflib.get_close_matches(word, self.words, n=count, cutoff=0.6)
